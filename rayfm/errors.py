@@ -1,0 +1,75 @@
+"""Everything rayfm raises on purpose.
+
+::
+
+    RayfmError
+    ├── HyperparameterError (ValueError)   a hyperparameter is unknown, of the wrong type or out of range
+    ├── DataError (ValueError)             the input is wrong; names file, record and remedy
+    ├── StorageError (OSError)             a file, bucket or folder cannot be read or written
+    ├── ModelFileError (ValueError)        a model file is damaged or not one of rayfm's
+    ├── ResourceError (RuntimeError)       the cluster cannot give what the run needs; says both numbers
+    ├── DivergenceError (ArithmeticError)  the loss became NaN or infinite; says where and what to change
+    └── WorkerError (RuntimeError)         a worker failed for a reason that is not the user's
+
+``except RayfmError`` catches them all. Each also has the builtin base that fits, so code written without
+rayfm in mind (``except ValueError``) works. They survive pickling, because Ray sends them between processes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class RayfmError(Exception):
+    """Base of every error that rayfm raises on purpose."""
+
+
+class HyperparameterError(RayfmError, ValueError):
+    """A hyperparameter is unknown, of the wrong type or out of range."""
+
+
+class DataError(RayfmError, ValueError):
+    """The input is wrong.
+
+    Attributes
+    ----------
+    problem
+        What is wrong, as one sentence.
+    remedy
+        What to do about it; may be empty.
+    path
+        The file, or None where the data came from memory.
+    record
+        Number of the record in the file, counted from 1 (a line number in text), or None when the file as
+        a whole is meant.
+    """
+
+    def __init__(self, problem: str, remedy: str = "", path: str | None = None, record: int | None = None) -> None:
+        place = path or ""
+        if record is not None:
+            place = f"{path}:{record}" if path else f"row {record}"
+        super().__init__(": ".join(filter(None, [place, " ".join(filter(None, [problem, remedy]))])))
+        self.problem, self.remedy, self.path, self.record = problem, remedy, path, record
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problem, self.remedy, self.path, self.record)
+
+
+class StorageError(RayfmError, OSError):
+    """A file, bucket or folder cannot be read or written."""
+
+
+class ModelFileError(RayfmError, ValueError):
+    """A model file is damaged or not one of rayfm's."""
+
+
+class ResourceError(RayfmError, RuntimeError):
+    """The cluster cannot give what the run needs."""
+
+
+class DivergenceError(RayfmError, ArithmeticError):
+    """The loss became NaN or infinite."""
+
+
+class WorkerError(RayfmError, RuntimeError):
+    """A worker failed for a reason that is not the user's."""
