@@ -289,6 +289,41 @@ class Chunk:
     batch: SparseBatch
     ordinals: NDArray[np.int64]
 
+    @classmethod
+    def from_csr(
+        cls,
+        ordinals: ArrayLike,
+        indptr: NDArray[np.int64],
+        keys: NDArray[np.integer[Any]],
+        values: NDArray[Any],
+        labels: NDArray[np.float32] | None = None,
+        weights: NDArray[np.float32] | None = None,
+        uids: NDArray[np.object_] | None = None,
+        feature_dim: int | None = None,
+        *,
+        report: Report = raise_problem,
+    ) -> Chunk:
+        """Make a chunk from decoded rows whose keys may have any integer dtype and any order.
+
+        Reports keys that do not fit uint32 (their rows keep the key modulo 2**32 when the report goes on) and
+        rows that hold a key twice.
+        """
+        ordinals = np.ascontiguousarray(ordinals, dtype=np.int64)
+        rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+        too_big = (
+            np.flatnonzero((keys < 0) | (keys >= MAX_FEATURE_DIM)) if keys.dtype != np.uint32 else np.zeros(0, int)
+        )
+        for entry in too_big[:1]:
+            problem = f"feature key {keys[entry]} does not fit 32 bits."
+            report(Problem.FEATURE_KEY, int(ordinals[rows[entry]]), problem, "Renumber or hash the features.")
+        batch = SparseBatch.from_csr(indptr, keys.astype(np.uint32), values, labels, weights, uids, feature_dim)
+        if batch.num_entries < len(keys):
+            for row in np.flatnonzero(np.diff(batch.indptr) < np.diff(indptr)).tolist():
+                report(
+                    Problem.DUPLICATE_KEYS, int(ordinals[row]), "a feature occurs twice.", "Its values are added up."
+                )
+        return cls(batch, ordinals)
+
 
 @dataclass(frozen=True, slots=True)
 class RowRules:
@@ -331,26 +366,26 @@ class RowRules:
             yield Problem.NOT_FINITE, row, problem, "Replace or drop it."
         yield from self._label_findings(batch)
         if batch.weights is not None:
-            for row in np.flatnonzero(~(np.isfinite(batch.weights) & (batch.weights >= 0))):
+            for row in np.flatnonzero(~(np.isfinite(batch.weights) & (batch.weights >= 0))).tolist():
                 problem = f"weight must be finite and >= 0, got {batch.weights[row]}."
-                yield Problem.WRONG_WEIGHT, int(row), problem, "Fix the weight."
-        for row in np.flatnonzero(np.diff(batch.indptr) == 0):
-            yield Problem.EMPTY_ROW, int(row), "the row has no features.", "It trains the bias only."
+                yield Problem.WRONG_WEIGHT, row, problem, "Fix the weight."
+        for row in np.flatnonzero(np.diff(batch.indptr) == 0).tolist():
+            yield Problem.EMPTY_ROW, row, "the row has no features.", "It trains the bias only."
 
     def _label_findings(self, batch: SparseBatch) -> Iterator[tuple[Problem, int, str, str]]:
         if not self.needs_labels:
             return
         labels = np.full(batch.num_rows, np.nan, np.float32) if batch.labels is None else batch.labels
-        for row in np.flatnonzero(np.isnan(labels)):
-            yield Problem.NO_LABEL, int(row), "the label is missing or NaN.", "Each record needs one here."
-        for row in np.flatnonzero(np.isinf(labels)):
-            yield Problem.WRONG_LABEL, int(row), f"label is {labels[row]}; it must be finite.", "Fix the label."
+        for row in np.flatnonzero(np.isnan(labels)).tolist():
+            yield Problem.NO_LABEL, row, "the label is missing or NaN.", "Each record needs one here."
+        for row in np.flatnonzero(np.isinf(labels)).tolist():
+            yield Problem.WRONG_LABEL, row, f"label is {labels[row]}; it must be finite.", "Fix the label."
         if self.binary_labels:
             wrong = np.isfinite(labels) & (labels != 0) & (labels != 1)
-            for row in np.flatnonzero(wrong):
+            for row in np.flatnonzero(wrong).tolist():
                 problem = f"label must be 0 or 1 for predictor_type=binary_classifier, got {labels[row]:g}."
                 remedy = "Map the labels to 0 and 1, or train predictor_type=regressor."
-                yield Problem.WRONG_LABEL, int(row), problem, remedy
+                yield Problem.WRONG_LABEL, row, problem, remedy
 
 
 def _rows_of(batch: SparseBatch, wrong: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
