@@ -88,21 +88,17 @@ class SparseBatch:
         integers are rounded to float32. Keys must be >= 0 and < 2**32: check them first, where the record
         that holds them is known.
         """
-        indptr_ = np.ascontiguousarray(indptr, dtype=np.int64)
-        keys_ = np.ascontiguousarray(keys, dtype=np.uint32)
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which the row checks report
+        with np.errstate(over="ignore", invalid="ignore"):  # what becomes inf or NaN is for the row checks to report
+            indptr_ = np.ascontiguousarray(indptr, dtype=np.int64)
+            keys_ = np.ascontiguousarray(keys, dtype=np.uint32)
             values_ = np.ascontiguousarray(values, dtype=np.float32)
-        if not _strictly_increasing(indptr_, keys_):
-            indptr_, keys_, values_ = _sorted_and_summed(indptr_, keys_, values_)
-        return cls(
-            indptr_,
-            keys_,
-            values_,
-            None if labels is None else np.ascontiguousarray(labels, dtype=np.float32),
-            None if weights is None else np.ascontiguousarray(weights, dtype=np.float32),
-            uids,
-            feature_dim,
-        )
+            if not _strictly_increasing(indptr_, keys_):
+                indptr_, keys_, values_ = _sorted_and_summed(indptr_, keys_, values_)
+            labels_, weights_ = (
+                None if column is None else np.ascontiguousarray(column, dtype=np.float32)
+                for column in (labels, weights)
+            )
+        return cls(indptr_, keys_, values_, labels_, weights_, uids, feature_dim)
 
     @classmethod
     def from_dense(
@@ -161,6 +157,21 @@ class SparseBatch:
             labels=None if self.labels is None else self.labels[start:stop],
             weights=None if self.weights is None else self.weights[start:stop],
             uids=None if self.uids is None else self.uids[start:stop],
+        )
+
+    def take(self, rows: NDArray[np.int64]) -> SparseBatch:
+        """Return the given rows, in the given order, as a copy."""
+        counts = (self.indptr[1:] - self.indptr[:-1])[rows]
+        indptr = np.concatenate([[0], np.cumsum(counts)])
+        entries = np.repeat(self.indptr[:-1][rows] - indptr[:-1], counts) + np.arange(indptr[-1])
+        return replace(
+            self,
+            indptr=indptr,
+            keys=self.keys[entries],
+            values=self.values[entries],
+            labels=None if self.labels is None else self.labels[rows],
+            weights=None if self.weights is None else self.weights[rows],
+            uids=None if self.uids is None else self.uids[rows],
         )
 
     def to_scipy(self, feature_dim: int | None = None) -> csr_matrix:
@@ -309,14 +320,14 @@ class Chunk:
         rows that hold a key twice.
         """
         ordinals = np.ascontiguousarray(ordinals, dtype=np.int64)
-        rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-        too_big = (
-            np.flatnonzero((keys < 0) | (keys >= MAX_FEATURE_DIM)) if keys.dtype != np.uint32 else np.zeros(0, int)
-        )
-        for entry in too_big[:1]:
-            problem = f"feature key {keys[entry]} does not fit 32 bits."
-            report(Problem.FEATURE_KEY, int(ordinals[rows[entry]]), problem, "Renumber or hash the features.")
-        batch = SparseBatch.from_csr(indptr, keys.astype(np.uint32), values, labels, weights, uids, feature_dim)
+        if keys.dtype != np.uint32:
+            too_big = np.flatnonzero((keys < 0) | (keys >= MAX_FEATURE_DIM))
+            rows, firsts = np.unique(np.searchsorted(indptr, too_big, side="right") - 1, return_index=True)
+            for row, first in zip(rows, firsts, strict=True):
+                problem = f"feature key {keys[too_big[first]]} does not fit 32 bits."
+                report(Problem.FEATURE_KEY, int(ordinals[row]), problem, "Renumber or hash the features.")
+            keys = keys.astype(np.uint32)
+        batch = SparseBatch.from_csr(indptr, keys, values, labels, weights, uids, feature_dim)
         if batch.num_entries < len(keys):
             for row in np.flatnonzero(np.diff(batch.indptr) < np.diff(indptr)).tolist():
                 report(

@@ -1,0 +1,1 @@
+"""File formats: one format, one file."""

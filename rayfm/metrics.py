@@ -1,0 +1,299 @@
+"""Measures of a model, as sums that workers add up.
+
+A worker reduces its rows to a few float64 sums; merged sums are the sums of all rows, so a measure is the same
+however the rows were divided (up to rounding; the AUC of rows of weight 1 exactly). Averaging the measures
+themselves over workers would be wrong for every one of them but the plain means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Self, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rayfm.errors import DataError, HyperparameterError
+
+REGRESSOR = "regressor"
+BINARY_CLASSIFIER = "binary_classifier"
+
+Sums = TypeVar("Sums", "RegressionSums", "ClassificationSums")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One measure: its name as SageMaker prints it, and which way is up.
+
+    Attributes
+    ----------
+    name
+        SageMaker's name; `auc` is rayfm's own.
+    predictor_type
+        The kind of model that it measures.
+    higher_is_better
+        Whether a greater value is a better model.
+    aliases
+        Other names that users may say.
+    """
+
+    name: str
+    predictor_type: str
+    higher_is_better: bool
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def tag(self) -> str:
+        """Return ``<score>`` or ``<loss>``, as log lines mark the direction."""
+        return "<score>" if self.higher_is_better else "<loss>"
+
+    def is_better(self, value: float, than: float) -> bool:
+        """Tell whether `value` is better than `than`; NaN is worse than everything else.
+
+        >>> METRICS["rmse"].is_better(0.9, than=1.0), METRICS["auc"].is_better(0.9, than=1.0)
+        (True, False)
+        """
+        if np.isnan(value) or np.isnan(than):
+            return bool(np.isnan(than) and not np.isnan(value))
+        return value > than if self.higher_is_better else value < than
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        metric.name: metric
+        for metric in (
+            Metric("rmse", REGRESSOR, False),
+            Metric("mse", REGRESSOR, False),
+            Metric("absolute_loss", REGRESSOR, False, ("mae",)),
+            Metric("binary_classification_accuracy", BINARY_CLASSIFIER, True, ("accuracy",)),
+            Metric("binary_classification_cross_entropy", BINARY_CLASSIFIER, False, ("logloss", "cross_entropy")),
+            Metric("binary_f_1.000", BINARY_CLASSIFIER, True, ("f1", "binary_f_beta")),
+            Metric("auc", BINARY_CLASSIFIER, True),
+        )
+    }
+)
+"""Every measure by name, in the order in which SageMaker prints them."""
+
+
+def default_metric(predictor_type: str) -> Metric:
+    """Return the measure that decides which model is best when the user names none.
+
+    >>> default_metric("regressor").name
+    'rmse'
+    """
+    return METRICS["rmse" if predictor_type == REGRESSOR else "binary_classification_cross_entropy"]
+
+
+def metric_named(name: str, predictor_type: str | None = None) -> Metric:
+    """Return the measure that a user means by `name`.
+
+    Parameters
+    ----------
+    name
+        A name of `METRICS` or an alias of one: logloss, accuracy, f1, mae and the like.
+    predictor_type
+        The kind of model at hand, to refuse measures of the other kind; None allows all.
+
+    Raises
+    ------
+    HyperparameterError
+        If no such measure fits; lists those that do.
+
+    Examples
+    --------
+    >>> metric_named("logloss").name
+    'binary_classification_cross_entropy'
+    """
+    legal = [metric for metric in METRICS.values() if predictor_type in (None, metric.predictor_type)]
+    for metric in legal:
+        if name == metric.name or name in metric.aliases:
+            return metric
+    names = ", ".join(" or ".join([metric.name, *metric.aliases]) for metric in legal)
+    where = f" for predictor_type={predictor_type}" if predictor_type else ""
+    raise HyperparameterError(f"metric must be one of {names}{where}, got {name!r}.")
+
+
+@dataclass(frozen=True, slots=True)
+class RegressionSums:
+    """Sums over rows for the measures of a regressor. `RegressionSums()` is that of no rows.
+
+    Attributes
+    ----------
+    weight
+        Sum of the rows' weights: the number of rows when they have none.
+    squared_error, absolute_error
+        Weighted sums of (raw − label)² and |raw − label|.
+    """
+
+    weight: float = 0.0
+    squared_error: float = 0.0
+    absolute_error: float = 0.0
+
+    @classmethod
+    def of(cls, raw: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Self:
+        """Sum over rows with raw scores, labels and weights (None: 1 each), each of shape (num_rows,)."""
+        raw_, labels_, weights_ = _columns(raw, labels, weights)
+        with np.errstate(invalid="ignore", over="ignore"):  # a diverged model is reported by its NaN, not by a warning
+            error = np.abs(raw_ - labels_)
+            return cls(float(weights_.sum()), float(weights_ @ error**2), float(weights_ @ error))
+
+    def merge(self, other: RegressionSums) -> RegressionSums:
+        """Return the sums over the rows of both."""
+        return _added(self, other)
+
+    __add__ = merge
+
+    def values(self) -> dict[str, float]:
+        """Return every measure by name, in SageMaker's order; NaN when there are no rows."""
+        mse = _ratio(self.squared_error, self.weight)
+        return {"rmse": mse**0.5, "mse": mse, "absolute_loss": _ratio(self.absolute_error, self.weight)}
+
+
+@dataclass(frozen=True, slots=True)
+class ClassificationSums:
+    """Sums over rows for the measures of a binary classifier. `ClassificationSums()` is that of no rows.
+
+    A row is predicted 1 when its score is >= 0.5, that is when its raw score is >= 0.
+
+    Attributes
+    ----------
+    weight
+        Sum of the rows' weights: the number of rows when they have none.
+    log_loss
+        Weighted sum of −ln of the probability given to the row's label.
+    correct, true_positives, false_positives, false_negatives
+        Weights of the rows so predicted.
+    """
+
+    weight: float = 0.0
+    log_loss: float = 0.0
+    correct: float = 0.0
+    true_positives: float = 0.0
+    false_positives: float = 0.0
+    false_negatives: float = 0.0
+
+    @classmethod
+    def of(cls, raw: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Self:
+        """Sum over rows with raw scores (before the sigmoid), labels 0 or 1 and weights (None: 1 each)."""
+        raw_, labels_, weights_ = _columns(raw, labels, weights)
+        positive, predicted = labels_ > 0.5, raw_ >= 0
+        with np.errstate(invalid="ignore"):  # 0 · inf, when a row of weight 0 has an infinite loss
+            loss = weights_ @ _log_losses(raw_, positive)
+        return cls(
+            float(weights_.sum()),
+            float(loss),
+            float(weights_[positive == predicted].sum()),
+            float(weights_[positive & predicted].sum()),
+            float(weights_[~positive & predicted].sum()),
+            float(weights_[positive & ~predicted].sum()),
+        )
+
+    def merge(self, other: ClassificationSums) -> ClassificationSums:
+        """Return the sums over the rows of both."""
+        return _added(self, other)
+
+    __add__ = merge
+
+    def values(self) -> dict[str, float]:
+        """Return every measure but the AUC by name, in SageMaker's order; NaN when there are no rows.
+
+        F1 is 0 when there are rows but neither a positive label nor a positive prediction.
+        """
+        missed = self.false_positives + self.false_negatives
+        f1 = _ratio(2 * self.true_positives, 2 * self.true_positives + missed, 0.0 if self.weight else np.nan)
+        return {
+            "binary_classification_accuracy": _ratio(self.correct, self.weight),
+            "binary_classification_cross_entropy": _ratio(self.log_loss, self.weight),
+            "binary_f_1.000": f1,
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RankingCounts:
+    """How many rows of each class have each score: all that the exact AUC depends on.
+
+    Takes 20 bytes per distinct score. `RankingCounts()` is that of no rows.
+
+    Attributes
+    ----------
+    scores
+        Distinct scores, float32, ascending. Raw scores or probabilities: the AUC only knows their order.
+    positives, negatives
+        Weight of the rows with label 1 and 0 at each score, float64.
+    """
+
+    scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    positives: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    negatives: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+    @classmethod
+    def of(cls, raw: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Self:
+        """Count rows with raw scores, labels 0 or 1 and weights (None: 1 each), each of shape (num_rows,)."""
+        _, labels_, weights_ = _columns(raw, labels, weights)
+        positive = labels_ > 0.5
+        return cls._summed(
+            np.asarray(raw, np.float32), np.where(positive, weights_, 0), np.where(positive, 0, weights_)
+        )
+
+    @classmethod
+    def _summed(
+        cls, scores: NDArray[np.float32], positives: NDArray[np.float64], negatives: NDArray[np.float64]
+    ) -> Self:
+        """Add up the counts of equal scores."""
+        distinct, place = np.unique(scores, return_inverse=True)
+        sums = [np.asarray(np.bincount(place, column, len(distinct)), np.float64) for column in (positives, negatives)]
+        return cls(distinct, *sums)
+
+    def merge(self, other: Self) -> Self:
+        """Return the counts over the rows of both."""
+        return self._summed(
+            np.concatenate([self.scores, other.scores]),
+            np.concatenate([self.positives, other.positives]),
+            np.concatenate([self.negatives, other.negatives]),
+        )
+
+    __add__ = merge
+
+    def auc(self) -> float:
+        """Return the area under the ROC curve; NaN when a class is missing or a score is NaN.
+
+        It is the probability that a positive row scores above a negative one, where a tie counts half.
+
+        >>> RankingCounts.of([0.1, 0.4, 0.4], [0, 0, 1]).auc()
+        0.75
+        """
+        pairs = float(self.positives.sum() * self.negatives.sum())
+        if not pairs or np.isnan(self.scores[-1]):
+            return float("nan")
+        below = np.cumsum(self.negatives) - self.negatives
+        return float(self.positives @ (below + self.negatives / 2)) / pairs
+
+
+def _columns(
+    raw: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the three columns as float64 of one length."""
+    raw_, labels_ = np.asarray(raw, np.float64), np.asarray(labels, np.float64)
+    weights_ = np.ones(raw_.shape) if weights is None else np.asarray(weights, np.float64)
+    for name, column in (("labels", labels_), ("weights", weights_)):
+        if raw_.ndim != 1 or column.shape != raw_.shape:
+            raise DataError(f"{name} must have one value for each raw score, got {column.shape} for {raw_.shape}.")
+    return raw_, labels_, weights_
+
+
+def _log_losses(raw: NDArray[np.float64], positive: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return −ln σ(raw) where `positive`, else −ln(1 − σ(raw)), exact for any |raw|."""
+    against = np.where(positive, -raw, raw)
+    return np.maximum(against, 0) + np.log1p(np.exp(-np.abs(raw)))
+
+
+def _added(one: Sums, other: Sums) -> Sums:
+    """Add two sums field by field."""
+    return type(one)(*(getattr(one, item.name) + getattr(other, item.name) for item in fields(one)))
+
+
+def _ratio(part: float, whole: float, otherwise: float = float("nan")) -> float:
+    """Divide, or return `otherwise` when there is nothing to divide by."""
+    return part / whole if whole else otherwise

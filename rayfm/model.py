@@ -1,0 +1,241 @@
+"""A factorization machine: its parameters, how they start, and what they predict.
+
+    raw(x) = bias + Σ_i linear_i x_i + ½ Σ_f [(Σ_i factors_if x_i)² − Σ_i factors_if² x_i²]
+
+A regressor answers raw(x); a binary classifier answers 1 / (1 + exp(−raw(x))).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rayfm.batch import Chunk, RowRules, SparseBatch, raise_problem
+from rayfm.hyperparameters import GROUPS, Hyperparameters
+
+if TYPE_CHECKING:
+    from rayfm.kernels.training import Parameters
+
+Float32Array = NDArray[np.float32]
+
+MODEL_SUFFIX = ".safetensors"
+MODEL_FILE = "model" + MODEL_SUFFIX
+"""Name of the model file in the directory of a training job."""
+
+
+@dataclass(frozen=True, eq=False)
+class FactorizationMachine:
+    """A trained model. The arrays may be read-only views of a memory-mapped file.
+
+    Attributes
+    ----------
+    bias
+        w₀.
+    linear
+        Shape (feature_dim,), float32.
+    factors
+        Shape (feature_dim, num_factors), float32, C order: a row is a feature.
+    predictor_type
+        ``regressor`` or ``binary_classifier``.
+    hyperparameters
+        What it was trained with, names as in `Hyperparameters`.
+    metrics
+        What was measured at the end of training, such as ``{"validation:rmse": 0.91}``.
+    facts
+        Whatever else a reader of the model may need to know: library versions, seed, ``index_base`` of text
+        input.
+    """
+
+    bias: float
+    linear: Float32Array
+    factors: Float32Array
+    predictor_type: str = "regressor"
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        shape = f"feature_dim={self.feature_dim}, num_factors={self.num_factors}"
+        return f"FactorizationMachine({self.predictor_type}, {shape})"
+
+    @property
+    def feature_dim(self) -> int:
+        """Number of features."""
+        return len(self.factors)
+
+    @property
+    def num_factors(self) -> int:
+        """Length of a feature's factor vector."""
+        return int(self.factors.shape[1])
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether scores are probabilities."""
+        return self.predictor_type == "binary_classifier"
+
+    @classmethod
+    def initialised(cls, hyperparameters: Hyperparameters, feature_dim: int, seed: int) -> Self:
+        """Draw the parameters a training run starts from: the same seed gives the same parameters."""
+        shapes = ((1,), (feature_dim,), (feature_dim, hyperparameters.num_factors))
+        bias, linear, factors = (
+            _initial(hyperparameters, group, shape, np.random.default_rng((seed, index)))
+            for index, (group, shape) in enumerate(zip(GROUPS, shapes, strict=True))
+        )
+        return cls(float(bias[0]), linear, factors, hyperparameters.predictor_type, hyperparameters.as_dict())
+
+    def raw_scores(self, batch: SparseBatch) -> Float32Array:
+        """Score every row of `batch` before the link function.
+
+        Parameters
+        ----------
+        batch
+            Rows to score; labels are not looked at.
+
+        Returns
+        -------
+        raw
+            Shape (num_rows,), float32.
+
+        Raises
+        ------
+        DataError
+            If a key is outside the model, a value is not finite, or the rows declare another width.
+
+        References
+        ----------
+        Rendle, "Factorization Machines", ICDM 2010, eq. 1 and lemma 3.1.
+
+        Examples
+        --------
+        >>> model = FactorizationMachine(0.5, np.ones(2, np.float32), np.zeros((2, 1), np.float32))
+        >>> model.raw_scores(SparseBatch.from_dense([[1.0, 2.0]])).tolist()
+        [3.5]
+        """
+        chunk = Chunk(batch, np.arange(batch.num_rows, dtype=np.int64))
+        RowRules(self.feature_dim, needs_labels=False).check(chunk, raise_problem)
+        return self.raw_scores_unchecked(batch)
+
+    def raw_scores_unchecked(self, batch: SparseBatch) -> Float32Array:
+        """Score rows that are known to fulfil `RowRules`; a key outside the model would read foreign memory."""
+        from rayfm.kernels.scoring import score
+
+        return score(batch, np.array([self.bias], np.float32), self.linear, self.factors)
+
+    def predict(self, features: SparseBatch | ArrayLike | Any) -> Float32Array:
+        """Return the score of each row: the number itself, or the probability of label 1.
+
+        Parameters
+        ----------
+        features
+            A `SparseBatch`, a SciPy sparse matrix, a pandas DataFrame or anything NumPy makes a matrix of, shape
+            (num_rows, feature_dim).
+
+        Returns
+        -------
+        score
+            Shape (num_rows,), float32.
+        """
+        return self.link(self.raw_scores(as_batch(features)))
+
+    def link(self, raw: Float32Array) -> Float32Array:
+        """Turn raw scores into scores: the identity, or 1 / (1 + exp(−raw))."""
+        if not self.is_classifier:
+            return raw
+        small = np.exp(-np.abs(raw))  # never overflows
+        return np.where(raw >= 0, 1 / (1 + small), small / (1 + small)).astype(np.float32)
+
+    def save(self, uri: str | Path) -> None:
+        """Write the model file (rayfm/formats/artefact.py has the format), whole or not at all.
+
+        Raises
+        ------
+        StorageError
+            If the place cannot be written.
+        """
+        from rayfm.formats import artefact
+        from rayfm.storage import atomic_writer
+
+        tensors = {"factors": self.factors, "linear": self.linear, "bias": np.array([self.bias], np.float32)}
+        texts = {
+            "predictor_type": self.predictor_type,
+            "hyperparameters": json.dumps(self.hyperparameters),
+            "metrics": json.dumps(self.metrics),
+            "facts": json.dumps(self.facts),
+        }
+        with atomic_writer(str(uri)) as file:
+            artefact.write(file, tensors, texts)
+
+    @classmethod
+    def load(cls, uri: str | Path) -> FactorizationMachine:
+        """Read a model file; a local one is mapped, not read. Nothing is ever unpickled.
+
+        Parameters
+        ----------
+        uri
+            The file, or the directory of a training job that holds ``model.safetensors``.
+
+        Raises
+        ------
+        StorageError
+            If there is no such file.
+        ModelFileError
+            If it is damaged or not a model of rayfm's.
+        """
+        from rayfm.formats import artefact
+        from rayfm.storage import local_path, read_bytes
+
+        name = str(uri) if str(uri).endswith(MODEL_SUFFIX) else f"{str(uri).rstrip('/')}/{MODEL_FILE}"
+        tensors, texts = artefact.read(local_path(name) or read_bytes(name), name=name)
+        return cls(
+            float(tensors["bias"][0]),
+            tensors["linear"],
+            tensors["factors"],
+            texts["predictor_type"],
+            json.loads(texts["hyperparameters"]),
+            json.loads(texts["metrics"]),
+            json.loads(texts["facts"]),
+        )
+
+    @classmethod
+    def from_parameters(
+        cls, parameters: Parameters, hyperparameters: Hyperparameters, metrics: dict[str, float], facts: dict[str, Any]
+    ) -> FactorizationMachine:
+        """Wrap the arrays of a training run."""
+        return cls(
+            float(parameters.bias[0]),
+            parameters.linear,
+            parameters.factors,
+            hyperparameters.predictor_type,
+            hyperparameters.as_dict(),
+            metrics,
+            facts,
+        )
+
+
+def as_batch(features: Any, labels: ArrayLike | None = None, weights: ArrayLike | None = None) -> SparseBatch:
+    """Make a `SparseBatch` of a SparseBatch, a SciPy sparse matrix, a pandas DataFrame or a dense matrix."""
+    if isinstance(features, SparseBatch):
+        return features
+    if hasattr(features, "tocsr"):
+        return SparseBatch.from_scipy(features, labels, weights)
+    return SparseBatch.from_dense(np.asarray(features), labels, weights)
+
+
+def _initial(values: Hyperparameters, group: str, shape: tuple[int, ...], rng: np.random.Generator) -> Float32Array:
+    method = getattr(values, f"{group}_init_method")
+    if method == "normal":
+        drawn = rng.standard_normal(shape, dtype=np.float32)
+        drawn *= np.float32(getattr(values, f"{group}_init_sigma"))
+        return drawn
+    if method == "uniform":
+        scale = np.float32(getattr(values, f"{group}_init_scale"))
+        drawn = rng.random(shape, dtype=np.float32)
+        drawn *= 2 * scale
+        drawn -= scale
+        return drawn
+    return np.full(shape, getattr(values, f"{group}_init_value"), dtype=np.float32)

@@ -1,0 +1,251 @@
+"""One worker of a run: its shard, its copy of the parameters, its optimizer's state, and the kernels.
+
+A plain class, so that it can be tested and used without Ray; `run` makes an actor of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from rayfm.batch import SparseBatch
+from rayfm.errors import DivergenceError
+from rayfm.hyperparameters import Hyperparameters
+from rayfm.kernels.jit import read_only
+from rayfm.kernels.optimizers import CODES
+from rayfm.kernels.scoring import score
+from rayfm.kernels.training import Parameters, Rule, gradients_for, restart_ftrl, train_rows
+from rayfm.metrics import ClassificationSums, RankingCounts, RegressionSums
+from rayfm.model import FactorizationMachine
+from rayfm.training.shard import BlockSlice, Shard
+
+BATCHES_BETWEEN_METRICS = 500
+"""How often a worker reports its running metrics within an epoch, in mini-batches; SageMaker's default."""
+
+NO_WEIGHTS = np.empty(0, np.float32)
+
+Sums = RegressionSums | ClassificationSums
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSetup:
+    """What every worker of a run is told at its start."""
+
+    hyperparameters: Hyperparameters
+    feature_dim: int
+    seed: int
+    world_size: int
+    budget_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFacts:
+    """What a worker says of its rows after loading them."""
+
+    num_rows: int
+    size_bytes: int
+    resident: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RoundReport:
+    """What a worker says after a round.
+
+    Attributes
+    ----------
+    parameters
+        Reference to its `Parameters` in a list, empty when nothing is averaged.
+    sums
+        Training metrics of the rows of the round, each scored before the update it took part in.
+    running
+        (mini-batch, sums since the epoch began) at every `BATCHES_BETWEEN_METRICS`-th mini-batch.
+    """
+
+    rank: int
+    num_rows: int
+    parameters: list[Any]
+    sums: Sums
+    running: list[tuple[int, Sums]]
+    seconds: float
+
+
+class Worker:
+    """Trains on its shard, a round at a time.
+
+    Parameters
+    ----------
+    rank
+        From 0.
+    setup
+        The same for all ranks.
+    """
+
+    def __init__(self, rank: int, setup: WorkerSetup) -> None:
+        self.rank, self.setup = rank, setup
+        self._channels: dict[str, list[BlockSlice]] = {}
+        self._sums_type = ClassificationSums if setup.hyperparameters.is_classifier else RegressionSums
+        self._steps = 0
+
+    def load(self, channels: dict[str, list[BlockSlice]]) -> ShardFacts:
+        """Load the rows of ``train`` and remember those of the other channels; allocate the parameters."""
+        values, setup = self.setup.hyperparameters, self.setup
+        self._channels = channels
+        self._shard = Shard(channels["train"], values.mini_batch_size, setup.budget_bytes)
+        model = FactorizationMachine.initialised(values, setup.feature_dim, setup.seed)
+        self._parameters = Parameters(np.full(1, model.bias, np.float32), model.linear, model.factors)
+        self._first, self._second = (
+            Parameters(*(np.zeros_like(array) for array in self._parameters)) for _ in range(2)
+        )
+        self._rule = self._make_rule()
+        if values.optimizer == "ftrl":
+            restart_ftrl(self._rule, self._parameters, self._first, self._second)
+        capacity = min(setup.feature_dim, values.mini_batch_size * max(1, self._shard.max_row_entries))
+        self._gradients = gradients_for(setup.feature_dim, values.num_factors, capacity)
+        return ShardFacts(self._shard.num_rows, self._shard.size_bytes, self._shard.is_resident)
+
+    def warm_up(self) -> float:
+        """Compile the kernels, or load them from the cache, on a row of no features; returns the seconds it took."""
+        began = time.perf_counter()
+        indptr, keys, values = np.zeros(2, np.int64), np.empty(0, np.uint32), np.empty(0, np.float32)
+        scratch = tuple(
+            Parameters(*(np.zeros((1,) * array.ndim, np.float32) for array in self._parameters)) for _ in range(3)
+        )
+        raw, label, order = np.zeros(1, np.float32), np.zeros(1, np.float32), np.zeros(1, np.int64)
+        row = [read_only(array) for array in (indptr, keys, values, label, NO_WEIGHTS)]
+        train_rows(*row, order, self._rule, 0, *scratch, gradients_for(1, 1, 1), raw)
+        score(SparseBatch(indptr, keys, values), *scratch[0])
+        return time.perf_counter() - began
+
+    def train_round(
+        self, epoch: int, round_index: int, rounds: int, published: list[Any], *, exchange: bool
+    ) -> RoundReport:
+        """Train on the rows of one round.
+
+        Parameters
+        ----------
+        published
+            Reference to the averaged `Parameters` to start from, in a list; empty to go on from the worker's own.
+        exchange
+            Put the resulting parameters into the object store and report them.
+
+        Raises
+        ------
+        DivergenceError
+            If the loss is not finite; says where, and what to change.
+        """
+        began = time.perf_counter()
+        if round_index == 0:
+            self._epoch_sums, self._epoch_batches = self._sums_type(), 0
+        self._round_sums = self._sums_type()
+        if published:
+            self._adopt(published)
+        start, stop = self._shard.rows_of_round(round_index, rounds)
+        seed = (self.setup.seed, epoch, self.rank) if self.setup.hyperparameters.shuffle else None
+        running: list[tuple[int, Sums]] = []
+        trained = 0
+        for batch, order in self._shard.segments(start, stop, seed):
+            raw = self._train(batch, order, epoch)
+            running += self._add_metrics(batch, order, raw)
+            trained += len(order)
+        self._epoch_sums += self._round_sums
+        return RoundReport(
+            self.rank,
+            trained,
+            [ray.put(self._parameters)] if exchange else [],
+            self._round_sums,
+            running,
+            time.perf_counter() - began,
+        )
+
+    def evaluate(self, channel: str, published: list[Any]) -> tuple[Sums, RankingCounts | None]:
+        """Return the metric sums of this worker's rows of a channel under the published (or own) parameters."""
+        sums, ranking = self._sums_type(), None
+        parameters: Parameters = ray.get(published[0]) if published else self._parameters
+        for part in self._channels.get(channel, []):
+            batch = part.load()
+            raw = score(batch, *parameters)
+            sums += self._sums_type.of(raw, batch.labels, batch.weights)
+            if self.setup.hyperparameters.is_classifier:
+                counts = RankingCounts.of(raw, batch.labels, batch.weights)
+                ranking = counts if ranking is None else ranking.merge(counts)
+        return sums, ranking
+
+    def publish(self) -> list[Any]:
+        """Put this worker's parameters into the object store; returns the reference, in a list."""
+        return [ray.put(self._parameters)]
+
+    def _make_rule(self) -> Rule:
+        values = self.setup.hyperparameters
+        scale = self.setup.world_size if values.scale_rates else 1
+        bias, linear, factors = values.group("lr")
+        return Rule(
+            CODES[values.optimizer],
+            values.is_classifier,
+            values.mini_batch_size,
+            np.float32(values.rescale_grad),
+            np.float32(values.clip_gradient or 0.0),
+            np.float32(values.eps),
+            np.float32(values.ftrl_beta),
+            (bias * scale, linear * scale, factors * scale),
+            _float32_triple(values.group("wd")),
+            _float32_triple(values.group("l1")),
+        )
+
+    def _adopt(self, published: list[Any]) -> None:
+        average: Parameters = ray.get(published[0])
+        for own, new in zip(self._parameters, average, strict=True):
+            np.copyto(own, new)
+        if self.setup.hyperparameters.optimizer == "ftrl":
+            restart_ftrl(self._rule, self._parameters, self._first, self._second)
+
+    def _train(self, batch: SparseBatch, order: NDArray[np.int64], epoch: int) -> NDArray[np.float32]:
+        raw = np.empty(len(order), np.float32)
+        weights = NO_WEIGHTS if batch.weights is None else batch.weights
+        state = (self._parameters, self._first, self._second, self._gradients)
+        rows = [read_only(array) for array in (batch.indptr, batch.keys, batch.values, batch.labels, weights)]
+        steps = train_rows(*rows, order, self._rule, self._steps, *state, raw)
+        if steps < 0:
+            raise self._divergence(epoch, -1 - steps)
+        self._steps = steps
+        return raw
+
+    def _divergence(self, epoch: int, step: int) -> DivergenceError:
+        rates = ", ".join(
+            f"{name}_lr={rate:g}" for name, rate in zip(("bias", "linear", "factors"), self._rule.lr, strict=True)
+        )
+        return DivergenceError(
+            f"loss became NaN or infinite in epoch {epoch}, step {step} on rank {self.rank} ({rates}, "
+            f"largest |x|={self._shard.largest_value:.3g}). Lower the learning rates, or scale the features."
+        )
+
+    def _add_metrics(
+        self, batch: SparseBatch, order: NDArray[np.int64], raw: NDArray[np.float32]
+    ) -> list[tuple[int, Sums]]:
+        """Add the scored rows to the epoch's sums; return the running sums at the mini-batches that report."""
+        size = self.setup.hyperparameters.mini_batch_size
+        labels = batch.labels[order]
+        weights = None if batch.weights is None else batch.weights[order]
+        running = []
+        done = 0
+        batches = -(-len(order) // size)
+        first_report = -self._epoch_batches % BATCHES_BETWEEN_METRICS
+        for index in [*range(first_report, batches, BATCHES_BETWEEN_METRICS), batches - 1]:
+            stop = min((index + 1) * size, len(order))
+            part = slice(done, stop)
+            self._round_sums += self._sums_type.of(raw[part], labels[part], None if weights is None else weights[part])
+            done = stop
+            if (self._epoch_batches + index) % BATCHES_BETWEEN_METRICS == 0:
+                running.append((self._epoch_batches + index, self._epoch_sums + self._round_sums))
+        self._epoch_batches += batches
+        return running
+
+
+def _float32_triple(values: Sequence[float]) -> tuple[np.float32, np.float32, np.float32]:
+    bias, linear, factors = (np.float32(value) for value in values)
+    return bias, linear, factors
