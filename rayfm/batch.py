@@ -71,6 +71,11 @@ class SparseBatch:
         per_row = 8 + 4 * (self.labels is not None) + 4 * (self.weights is not None)
         return self.num_rows * per_row + self.num_entries * 8
 
+    @property
+    def labels_or_nan(self) -> NDArray[np.float32]:
+        """The labels, NaN where there are none."""
+        return np.full(self.num_rows, np.nan, np.float32) if self.labels is None else self.labels
+
     @classmethod
     def from_csr(
         cls,
@@ -386,7 +391,7 @@ class RowRules:
     def _label_findings(self, batch: SparseBatch) -> Iterator[tuple[Problem, int, str, str]]:
         if not self.needs_labels:
             return
-        labels = np.full(batch.num_rows, np.nan, np.float32) if batch.labels is None else batch.labels
+        labels = batch.labels_or_nan
         for row in np.flatnonzero(np.isnan(labels)).tolist():
             yield Problem.NO_LABEL, row, "the label is missing or NaN.", "Each record needs one here."
         for row in np.flatnonzero(np.isinf(labels)).tolist():

@@ -7,10 +7,11 @@ themselves over workers would be wrong for every one of them but the plain means
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Self, TypeVar
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,8 +20,6 @@ from rayfm.errors import DataError, HyperparameterError
 
 REGRESSOR = "regressor"
 BINARY_CLASSIFIER = "binary_classifier"
-
-Sums = TypeVar("Sums", "RegressionSums", "ClassificationSums")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,27 @@ def metric_named(name: str, predictor_type: str | None = None) -> Metric:
 
 
 @dataclass(frozen=True, slots=True)
-class RegressionSums:
+class Sums(ABC):
+    """Sums over rows from which measures follow; those of several workers add up."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, raw: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Self:
+        """Sum over rows with raw scores, labels and weights (None: 1 each), each of shape (num_rows,)."""
+
+    @abstractmethod
+    def values(self) -> dict[str, float]:
+        """Return every measure by name, in SageMaker's order; NaN when there are no rows."""
+
+    def merge(self, other: Self) -> Self:
+        """Return the sums over the rows of both."""
+        return type(self)(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
+
+    __add__ = merge
+
+
+@dataclass(frozen=True, slots=True)
+class RegressionSums(Sums):
     """Sums over rows for the measures of a regressor. `RegressionSums()` is that of no rows.
 
     Attributes
@@ -139,12 +158,6 @@ class RegressionSums:
             error = np.abs(raw_ - labels_)
             return cls(float(weights_.sum()), float(weights_ @ error**2), float(weights_ @ error))
 
-    def merge(self, other: RegressionSums) -> RegressionSums:
-        """Return the sums over the rows of both."""
-        return _added(self, other)
-
-    __add__ = merge
-
     def values(self) -> dict[str, float]:
         """Return every measure by name, in SageMaker's order; NaN when there are no rows."""
         mse = _ratio(self.squared_error, self.weight)
@@ -152,7 +165,7 @@ class RegressionSums:
 
 
 @dataclass(frozen=True, slots=True)
-class ClassificationSums:
+class ClassificationSums(Sums):
     """Sums over rows for the measures of a binary classifier. `ClassificationSums()` is that of no rows.
 
     A row is predicted 1 when its score is >= 0.5, that is when its raw score is >= 0.
@@ -189,12 +202,6 @@ class ClassificationSums:
             float(weights_[~positive & predicted].sum()),
             float(weights_[positive & ~predicted].sum()),
         )
-
-    def merge(self, other: ClassificationSums) -> ClassificationSums:
-        """Return the sums over the rows of both."""
-        return _added(self, other)
-
-    __add__ = merge
 
     def values(self) -> dict[str, float]:
         """Return every measure but the AUC by name, in SageMaker's order; NaN when there are no rows.
@@ -289,11 +296,11 @@ def _log_losses(raw: NDArray[np.float64], positive: NDArray[np.bool_]) -> NDArra
     return np.maximum(against, 0) + np.log1p(np.exp(-np.abs(raw)))
 
 
-def _added(one: Sums, other: Sums) -> Sums:
-    """Add two sums field by field."""
-    return type(one)(*(getattr(one, item.name) + getattr(other, item.name) for item in fields(one)))
-
-
 def _ratio(part: float, whole: float, otherwise: float = float("nan")) -> float:
     """Divide, or return `otherwise` when there is nothing to divide by."""
     return part / whole if whole else otherwise
+
+
+def sums_for(predictor_type: str) -> type[Sums]:
+    """Return the class of sums for a task."""
+    return RegressionSums if predictor_type == REGRESSOR else ClassificationSums

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rayfm.batch import Chunk, RowRules, SparseBatch, raise_problem
+from rayfm.errors import ModelFileError
 from rayfm.hyperparameters import GROUPS, Hyperparameters
 
 if TYPE_CHECKING:
@@ -161,12 +162,9 @@ class FactorizationMachine:
         from rayfm.storage import atomic_writer
 
         tensors = {"factors": self.factors, "linear": self.linear, "bias": np.array([self.bias], np.float32)}
-        texts = {
-            "predictor_type": self.predictor_type,
-            "hyperparameters": json.dumps(self.hyperparameters),
-            "metrics": json.dumps(self.metrics),
-            "facts": json.dumps(self.facts),
-        }
+        described = {**self.facts, "hyperparameters": self.hyperparameters, "metrics": self.metrics}
+        texts = {name: json.dumps(value) for name, value in described.items()}
+        texts["predictor_type"] = self.predictor_type
         with atomic_writer(str(uri)) as file:
             artefact.write(file, tensors, texts)
 
@@ -191,14 +189,13 @@ class FactorizationMachine:
 
         name = str(uri) if str(uri).endswith(MODEL_SUFFIX) else f"{str(uri).rstrip('/')}/{MODEL_FILE}"
         tensors, texts = artefact.read(local_path(name) or read_bytes(name), name=name)
+        facts = {key: _parsed(text) for key, text in texts.items() if key not in artefact.OWN_METADATA}
+        hyperparameters, metrics = (facts.pop(key, {}) for key in ("hyperparameters", "metrics"))
+        if not (isinstance(hyperparameters, dict) and isinstance(metrics, dict)):
+            raise ModelFileError(f"{name}: hyperparameters and metrics must be JSON objects.")
+        task = facts.pop("predictor_type")
         return cls(
-            float(tensors["bias"][0]),
-            tensors["linear"],
-            tensors["factors"],
-            texts["predictor_type"],
-            json.loads(texts["hyperparameters"]),
-            json.loads(texts["metrics"]),
-            json.loads(texts["facts"]),
+            float(tensors["bias"][0]), tensors["linear"], tensors["factors"], task, hyperparameters, metrics, facts
         )
 
     @classmethod
@@ -224,6 +221,14 @@ def as_batch(features: Any, labels: ArrayLike | None = None, weights: ArrayLike 
     if hasattr(features, "tocsr"):
         return SparseBatch.from_scipy(features, labels, weights)
     return SparseBatch.from_dense(np.asarray(features), labels, weights)
+
+
+def _parsed(text: str) -> Any:
+    """Read a metadata string: JSON, or the text itself where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _initial(values: Hyperparameters, group: str, shape: tuple[int, ...], rng: np.random.Generator) -> Float32Array:

@@ -1,3 +1,28 @@
+"""Fixtures for all tests, and the environment in which Ray is silent and stays on this machine."""
+
+import os
+import tempfile
+from pathlib import Path
+
+SESSION = tempfile.TemporaryDirectory(prefix="rfm", dir="/tmp", ignore_cleanup_errors=True)  # short: sockets lie below
+HOME = Path(SESSION.name) / "home"
+HOME.mkdir()
+(HOME / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\n")  # else Ray probes cloud metadata hosts
+USER_HOME = os.environ.get("HOME", "")
+
+os.environ |= {
+    "HOME": str(HOME),
+    "NUMBA_CACHE_DIR": os.environ.get("NUMBA_CACHE_DIR", f"{USER_HOME}/.cache/rayfm-tests/numba"),
+    "RAY_AUTH_MODE": "disabled",  # read when ray is imported
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the node's address is 127.0.0.1
+    "RAY_TMPDIR": SESSION.name,
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
+}
+os.environ.pop("RAY_ADDRESS", None)
+
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
@@ -35,3 +60,31 @@ def bucket(s3_endpoint):
     bucket = boto3.resource("s3").Bucket(BUCKET)
     yield bucket
     bucket.objects.all().delete()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_endpoint):
+    """One Ray for the whole session, with 8 logical CPUs, whose workers know the S3 API of `s3_endpoint`."""
+    import ray
+
+    ray.init(
+        num_cpus=8,
+        include_dashboard=False,
+        object_store_memory=300 * 2**20,
+        log_to_driver=False,
+        logging_level="ERROR",
+        namespace="rayfm",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def no_leftovers(ray_cluster):
+    """Fail the test when it leaves an actor alive or a placement group behind."""
+    from ray.util import placement_group_table
+    from ray.util.state import list_actors  # noqa: F401  # needs the dashboard; the tables below do not
+
+    yield
+    groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    assert not groups

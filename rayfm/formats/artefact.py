@@ -31,7 +31,7 @@ not a word by itself (a number, an object) is JSON within the string.
 `metrics`           JSON object
 `seed`              JSON integer
 `versions`          JSON object, library to version
-`created`           UTC time, ISO 8601
+`created`           UTC time, ISO 8601, a JSON string
 =================== ===============================================================================
 
 Readers must ignore metadata that they do not know. Nothing in a model file is trusted: whatever does not fit the
@@ -55,6 +55,8 @@ from rayfm.errors import ModelFileError
 
 FORMAT = "rayfm.factorization_machine"
 FORMAT_VERSION = "1"
+OWN_METADATA = ("format", "format_version", "feature_dim", "num_factors", "sha256")
+"""What `write` itself puts into the metadata."""
 MAX_HEADER_BYTES = 1 << 20
 ALIGNMENT = 64
 PREDICTOR_TYPES = ("regressor", "binary_classifier")

@@ -24,13 +24,13 @@ from rayfm.batch import RowRules
 from rayfm.errors import DivergenceError, HyperparameterError, RayfmError
 from rayfm.hyperparameters import Hyperparameters
 from rayfm.kernels.training import Parameters
-from rayfm.metrics import ClassificationSums, Metric, RankingCounts, RegressionSums, default_metric, metric_named
+from rayfm.metrics import Metric, RankingCounts, Sums, default_metric, metric_named, sums_for
 from rayfm.model import FactorizationMachine
 from rayfm.training import cluster, job, sources
 from rayfm.training.parameter_server import ParameterServer
 from rayfm.training.shard import deal
 from rayfm.training.sources import Blocks, Source
-from rayfm.training.worker import RoundReport, Sums, Worker, WorkerSetup
+from rayfm.training.worker import RoundReport, Worker, WorkerSetup
 
 ROUNDS_PER_EPOCH = 8
 """Averagings in an epoch of several workers. With the rates scaled by the worker count, 8 kept the test metric of
@@ -232,7 +232,7 @@ class Run:
         """Train one epoch; return its record and the reference to the averaged parameters, if any."""
         began = time.time()
         exchange = self.spec.world_size > 1
-        sums: Sums = ClassificationSums() if self._values.is_classifier else RegressionSums()
+        sums: Sums = sums_for(self._values.predictor_type)()
         rows, exchange_seconds = 0, 0.0
         for index in range(self._rounds):
             self._check_stopped()
@@ -250,7 +250,7 @@ class Run:
                 published = self._wait([team.server.average.remote(parameters, trained)], "averaging")[0]
                 exchange_seconds += time.time() - since
             for report in reports:
-                sums = sums + report.sums  # type: ignore[operator]  # all are of the task's kind
+                sums = sums + report.sums
             rows += sum(trained)
             self._emit_round(epoch, rows, reports)
         seconds = time.time() - began

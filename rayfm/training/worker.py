@@ -21,7 +21,7 @@ from rayfm.kernels.jit import read_only
 from rayfm.kernels.optimizers import CODES
 from rayfm.kernels.scoring import score
 from rayfm.kernels.training import Parameters, Rule, gradients_for, restart_ftrl, train_rows
-from rayfm.metrics import ClassificationSums, RankingCounts, RegressionSums
+from rayfm.metrics import RankingCounts, Sums, sums_for
 from rayfm.model import FactorizationMachine
 from rayfm.training.shard import BlockSlice, Shard
 
@@ -29,8 +29,6 @@ BATCHES_BETWEEN_METRICS = 500
 """How often a worker reports its running metrics within an epoch, in mini-batches; SageMaker's default."""
 
 NO_WEIGHTS = np.empty(0, np.float32)
-
-Sums = RegressionSums | ClassificationSums
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +87,7 @@ class Worker:
     def __init__(self, rank: int, setup: WorkerSetup) -> None:
         self.rank, self.setup = rank, setup
         self._channels: dict[str, list[BlockSlice]] = {}
-        self._sums_type = ClassificationSums if setup.hyperparameters.is_classifier else RegressionSums
+        self._sums_type = sums_for(setup.hyperparameters.predictor_type)
         self._steps = 0
 
     def load(self, channels: dict[str, list[BlockSlice]]) -> ShardFacts:
@@ -170,9 +168,9 @@ class Worker:
         for part in self._channels.get(channel, []):
             batch = part.load()
             raw = score(batch, *parameters)
-            sums += self._sums_type.of(raw, batch.labels, batch.weights)
+            sums += self._sums_type.of(raw, batch.labels_or_nan, batch.weights)
             if self.setup.hyperparameters.is_classifier:
-                counts = RankingCounts.of(raw, batch.labels, batch.weights)
+                counts = RankingCounts.of(raw, batch.labels_or_nan, batch.weights)
                 ranking = counts if ranking is None else ranking.merge(counts)
         return sums, ranking
 
@@ -208,7 +206,7 @@ class Worker:
         raw = np.empty(len(order), np.float32)
         weights = NO_WEIGHTS if batch.weights is None else batch.weights
         state = (self._parameters, self._first, self._second, self._gradients)
-        rows = [read_only(array) for array in (batch.indptr, batch.keys, batch.values, batch.labels, weights)]
+        rows = [read_only(array) for array in (batch.indptr, batch.keys, batch.values, batch.labels_or_nan, weights)]
         steps = train_rows(*rows, order, self._rule, self._steps, *state, raw)
         if steps < 0:
             raise self._divergence(epoch, -1 - steps)
@@ -229,7 +227,7 @@ class Worker:
     ) -> list[tuple[int, Sums]]:
         """Add the scored rows to the epoch's sums; return the running sums at the mini-batches that report."""
         size = self.setup.hyperparameters.mini_batch_size
-        labels = batch.labels[order]
+        labels = batch.labels_or_nan[order]
         weights = None if batch.weights is None else batch.weights[order]
         running = []
         done = 0
