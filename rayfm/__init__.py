@@ -1,3 +1,66 @@
-"""rayfm: factorization machines on Ray, compatible with Amazon SageMaker's."""
+"""rayfm: factorization machines on Ray, compatible with Amazon SageMaker's.
+
+The public names are imported when they are first used: ``import rayfm`` starts no Ray and compiles nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "DataError": "rayfm.errors",
+    "DivergenceError": "rayfm.errors",
+    "FactorizationMachine": "rayfm.model",
+    "HyperparameterError": "rayfm.errors",
+    "Hyperparameters": "rayfm.hyperparameters",
+    "ModelFileError": "rayfm.errors",
+    "ParquetColumns": "rayfm.formats.parquet_columns",
+    "RayfmError": "rayfm.errors",
+    "ReadOptions": "rayfm.reading",
+    "ResourceError": "rayfm.errors",
+    "SparseBatch": "rayfm.batch",
+    "StorageError": "rayfm.errors",
+    "TrainingResult": "rayfm.training.driver",
+    "WorkerError": "rayfm.errors",
+    "check": "rayfm.training.doctor",
+    "evaluate": "rayfm.training.scoring",
+    "predict": "rayfm.training.scoring",
+    "train": "rayfm.training.driver",
+}
+
+__all__ = sorted(_HOMES)  # the table above, so that a name is written once
+
+if TYPE_CHECKING:
+    from rayfm.batch import SparseBatch as SparseBatch
+    from rayfm.errors import DataError as DataError
+    from rayfm.errors import DivergenceError as DivergenceError
+    from rayfm.errors import HyperparameterError as HyperparameterError
+    from rayfm.errors import ModelFileError as ModelFileError
+    from rayfm.errors import RayfmError as RayfmError
+    from rayfm.errors import ResourceError as ResourceError
+    from rayfm.errors import StorageError as StorageError
+    from rayfm.errors import WorkerError as WorkerError
+    from rayfm.formats.parquet_columns import ParquetColumns as ParquetColumns
+    from rayfm.hyperparameters import Hyperparameters as Hyperparameters
+    from rayfm.model import FactorizationMachine as FactorizationMachine
+    from rayfm.reading import ReadOptions as ReadOptions
+    from rayfm.training.doctor import check as check
+    from rayfm.training.driver import TrainingResult as TrainingResult
+    from rayfm.training.driver import train as train
+    from rayfm.training.scoring import evaluate as evaluate
+    from rayfm.training.scoring import predict as predict
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rayfm' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

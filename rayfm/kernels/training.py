@@ -46,9 +46,13 @@ class Rule(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The compact buffer; `slots` maps a feature to its slot, -1 outside a mini-batch."""
+    """The compact buffer; `slots` maps a feature to its slot, -1 outside a mini-batch.
+
+    `touched` is not cleared: it gathers the features of all mini-batches since its owner cleared it.
+    """
 
     slots: NDArray[np.int32]  # (feature_dim,)
+    touched: NDArray[np.uint8]  # (feature_dim,)
     features: NDArray[np.uint32]  # (capacity,)
     linear: Float32  # (capacity,)        Σ e x
     squares: Float32  # (capacity,)       Σ e x²
@@ -61,6 +65,7 @@ def gradients_for(feature_dim: int, num_factors: int, capacity: int) -> Gradient
     """Allocate a buffer for mini-batches of at most `capacity` distinct features."""
     return Gradients(
         np.full(feature_dim, -1, np.int32),
+        np.zeros(feature_dim, np.uint8),
         np.empty(capacity, np.uint32),
         np.zeros(capacity, np.float32),
         np.zeros(capacity, np.float32),
@@ -141,6 +146,7 @@ def update(rule, lr, errors, rows, touched, params, first, second, gradients):  
             )  # fmt: skip
             pairs[f] = 0.0
         gradients.slots[j] = -1
+        gradients.touched[j] = 1
         gradients.linear[slot] = gradients.squares[slot] = gradients.records[slot] = 0.0
 
 

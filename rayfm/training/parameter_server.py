@@ -1,7 +1,7 @@
-"""The parameter server: averages what the workers learned in a round.
+"""The parameter server: combines what the workers learned in a round and publishes it.
 
-Averaging is weighted by rows and done in rank order, so the same inputs give the same bits whatever order the
-workers finish in. The average is put into the object store once and every worker maps it.
+The combination is put into the object store once and every worker maps it. A plain class, so that it can be tested
+and used without Ray; `run` makes an actor of it.
 """
 
 from __future__ import annotations
@@ -10,43 +10,45 @@ from typing import Any
 
 import numpy as np
 import ray
-from numpy.typing import NDArray
 
 from rayfm.kernels.training import Parameters
-
-
-def weighted_average(parameters: list[Parameters], rows: list[int]) -> Parameters:
-    """Average in rank order, weighted by rows; ranks without rows do not count.
-
-    Float32 throughout: each term is rounded once when it is scaled and once when it is added.
-    """
-    total = sum(rows)
-    parts = [(part, np.float32(count / total)) for part, count in zip(parameters, rows, strict=True) if count]
-    return Parameters(*(_weighted_sum([(part[index], weight) for part, weight in parts]) for index in range(3)))
-
-
-def _weighted_sum(terms: list[tuple[NDArray[np.float32], np.float32]]) -> NDArray[np.float32]:
-    (first, weight), *others = terms
-    result = first * weight
-    scaled = np.empty_like(result) if others else result
-    for array, weight in others:
-        np.multiply(array, weight, out=scaled)
-        result += scaled
-    return result
+from rayfm.model import FactorizationMachine
+from rayfm.training.averaging import REACH, combine
+from rayfm.training.worker import WorkerSetup
 
 
 class ParameterServer:
-    """The actor. Keeps the two newest averages alive, since workers may still be reading the older one."""
+    """Holds the parameters of the run between rounds.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    setup
+        The same as the workers'; the server starts from the same parameters as they do.
+    """
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self._setup = setup
+        model = FactorizationMachine.initialised(setup.hyperparameters, setup.feature_dim, setup.seed)
+        self._current = Parameters(np.full(1, model.bias, np.float32), model.linear, model.factors)
         self._published: list[Any] = []
 
-    def average(self, parameters: list[Any], rows: list[int]) -> list[Any]:
-        """Average references to `Parameters`, one per rank; returns a reference to the average, in a list."""
-        average = weighted_average([ray.get(reference) for reference in parameters], rows)
-        return self.publish(ray.put(average))
+    def average(self, results: list[Any], rows: list[int]) -> list[Any]:
+        """Combine the results of a round into new parameters and publish them.
 
-    def publish(self, reference: Any) -> list[Any]:
-        """Keep `reference` alive as the newest parameters; returns it, in a list."""
-        self._published = [*self._published[-1:], reference]
-        return [reference]
+        Parameters
+        ----------
+        results
+            Of each rank, in order, a reference to (`Parameters`, touched features).
+        rows
+            Of each rank, the rows it trained on.
+
+        Returns
+        -------
+        published
+            The reference to the new parameters, in a list: workers map the object, it is never copied to them.
+        """
+        moved, touched = zip(*ray.get(results), strict=True)
+        reach = REACH[self._setup.hyperparameters.optimizer] if self._setup.hyperparameters.scale_rates else 1.0
+        self._current = combine(self._current, list(moved), list(touched), rows, reach)
+        self._published = [*self._published[-1:], ray.put(self._current)]  # the older may still be read
+        return self._published[-1:]

@@ -23,6 +23,7 @@ from rayfm.kernels.scoring import score
 from rayfm.kernels.training import Parameters, Rule, gradients_for, restart_ftrl, train_rows
 from rayfm.metrics import RankingCounts, Sums, sums_for
 from rayfm.model import FactorizationMachine
+from rayfm.training.averaging import local_rate_scale
 from rayfm.training.shard import BlockSlice, Shard
 
 BATCHES_BETWEEN_METRICS = 500
@@ -57,8 +58,8 @@ class RoundReport:
 
     Attributes
     ----------
-    parameters
-        Reference to its `Parameters` in a list, empty when nothing is averaged.
+    result
+        Reference to (its `Parameters`, the features it touched) in a list, empty when nothing is averaged.
     sums
         Training metrics of the rows of the round, each scored before the update it took part in.
     running
@@ -67,7 +68,7 @@ class RoundReport:
 
     rank: int
     num_rows: int
-    parameters: list[Any]
+    result: list[Any]
     sums: Sums
     running: list[tuple[int, Sums]]
     seconds: float
@@ -100,7 +101,7 @@ class Worker:
         self._first, self._second = (
             Parameters(*(np.zeros_like(array) for array in self._parameters)) for _ in range(2)
         )
-        self._rule = self._make_rule()
+        self._rule = self._rule_after(0.0)
         if values.optimizer == "ftrl":
             restart_ftrl(self._rule, self._parameters, self._first, self._second)
         capacity = min(setup.feature_dim, values.mini_batch_size * max(1, self._shard.max_row_entries))
@@ -138,6 +139,8 @@ class Worker:
             If the loss is not finite; says where, and what to change.
         """
         began = time.perf_counter()
+        self._rule = self._rule_after(epoch + round_index / rounds)
+        self._gradients.touched[:] = 0
         if round_index == 0:
             self._epoch_sums, self._epoch_batches = self._sums_type(), 0
         self._round_sums = self._sums_type()
@@ -155,7 +158,7 @@ class Worker:
         return RoundReport(
             self.rank,
             trained,
-            [ray.put(self._parameters)] if exchange else [],
+            [ray.put((self._parameters, self._gradients.touched))] if exchange else [],
             self._round_sums,
             running,
             time.perf_counter() - began,
@@ -178,9 +181,11 @@ class Worker:
         """Put this worker's parameters into the object store; returns the reference, in a list."""
         return [ray.put(self._parameters)]
 
-    def _make_rule(self) -> Rule:
+    def _rule_after(self, progress: float) -> Rule:
         values = self.setup.hyperparameters
-        scale = self.setup.world_size if values.scale_rates else 1
+        scale = 1.0
+        if values.scale_rates:
+            scale = local_rate_scale(values.optimizer, self.setup.world_size, progress)
         bias, linear, factors = values.group("lr")
         return Rule(
             CODES[values.optimizer],

@@ -1,0 +1,159 @@
+"""Models: how they start, what they predict, and what survives the file."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rayfm.batch import SparseBatch
+from rayfm.errors import DataError, ModelFileError, StorageError
+from rayfm.hyperparameters import Hyperparameters
+from rayfm.model import FactorizationMachine
+from tests import naive
+
+RNG = np.random.default_rng(0)
+
+
+def model(dim=6, k=3, task="regressor", seed=1):
+    rng = np.random.default_rng(seed)
+    return FactorizationMachine(
+        0.25, rng.normal(size=dim).astype(np.float32), rng.normal(size=(dim, k)).astype(np.float32), task
+    )
+
+
+def rows(batch):
+    for a, b in zip(batch.indptr[:-1], batch.indptr[1:], strict=True):
+        yield dict(zip(batch.keys[a:b].tolist(), batch.values[a:b].tolist(), strict=True))
+
+
+@given(st.integers(1, 40), st.integers(1, 20), st.integers(0, 2**32 - 1))
+def test_raw_scores__equal_the_pairwise_sum(dim, k, seed):
+    rng = np.random.default_rng(seed)
+    machine = model(dim, k, seed=seed)
+    dense = np.where(rng.random((5, dim)) < 0.5, rng.normal(size=(5, dim)), 0)
+    batch = SparseBatch.from_dense(dense)
+    expected = [naive.raw_score(machine.bias, machine.linear, machine.factors, row) for row in rows(batch)]
+    np.testing.assert_allclose(machine.raw_scores(batch), expected, rtol=2e-4, atol=2e-4)
+
+
+def test_predict__classifier_gives_probabilities_without_overflow():
+    machine = FactorizationMachine(0.0, np.array([1.0], np.float32), np.zeros((1, 1), np.float32), "binary_classifier")
+    scores = machine.predict(np.array([[0.0], [3.0], [-3.0], [1e30], [-1e30]]))
+    np.testing.assert_allclose(scores, [0.5, naive.sigmoid(3), naive.sigmoid(-3), 1.0, 0.0], rtol=1e-6)
+
+
+def test_predict__takes_every_kind_of_matrix_alike():
+    machine, dense = model(), np.where(RNG.random((7, 6)) < 0.5, RNG.normal(size=(7, 6)), 0).astype(np.float32)
+    expected = machine.predict(dense)
+    for features in (sp.csr_matrix(dense), sp.coo_array(dense), pd.DataFrame(dense), SparseBatch.from_dense(dense)):
+        np.testing.assert_array_equal(machine.predict(features), expected)
+
+
+def test_predict__batch_is_row_by_row_and_columns_of_zeros_change_nothing():
+    machine = model()
+    dense = RNG.normal(size=(5, 6))
+    dense[:, 2] = 0
+    whole = machine.predict(dense)
+    np.testing.assert_array_equal(np.concatenate([machine.predict(row[None]) for row in dense]), whole)
+    other = FactorizationMachine(machine.bias, machine.linear.copy(), machine.factors.copy())
+    other.linear[2], other.factors[2] = 9, 9
+    np.testing.assert_array_equal(other.predict(dense), whole)
+
+
+def test_predict__permuting_features_permutes_parameters():
+    machine, dense, order = model(), RNG.normal(size=(5, 6)), RNG.permutation(6)
+    permuted = FactorizationMachine(machine.bias, machine.linear[order], machine.factors[order])
+    np.testing.assert_allclose(permuted.predict(dense[:, order]), machine.predict(dense), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (SparseBatch.from_csr([0, 1, 2], [0, 6], [1, 1]), r"row 2: feature key 6 is outside feature_dim=6"),
+        (SparseBatch.from_csr([0, 1], [0], [np.nan]), r"row 1: feature 0 is nan"),
+        (SparseBatch.from_dense(np.ones((1, 5))), r"rows are 5 features wide, feature_dim is 6"),
+    ],
+)
+def test_raw_scores__refuses_what_the_kernel_must_not_see(batch, message):
+    with pytest.raises(DataError, match=message):
+        model().raw_scores(batch)
+
+
+def hyperparameters(**more):
+    return Hyperparameters.of(num_factors=50, predictor_type="regressor", **more)
+
+
+def test_initialised__draws_as_the_methods_say():
+    values = hyperparameters(
+        factors_init_method="uniform", factors_init_scale=0.5, bias_init_method="constant", bias_init_value=7
+    )
+    machine = FactorizationMachine.initialised(values, 2000, seed=3)
+    assert machine.bias == 7
+    assert machine.linear.std() == pytest.approx(0.01, rel=0.1)
+    assert machine.factors.dtype == np.float32
+    assert -0.5 <= machine.factors.min() < -0.499 < 0.499 < machine.factors.max() <= 0.5
+    assert machine.factors.mean() == pytest.approx(0, abs=0.005)
+
+
+def test_initialised__the_seed_decides_everything():
+    one, same, other = (FactorizationMachine.initialised(hyperparameters(), 10, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one.factors, same.factors)
+    assert (one.factors != other.factors).all()
+
+
+def test_save_and_load__give_the_same_bits(tmp_path):
+    machine = FactorizationMachine(
+        1.5, model().linear, model().factors, "binary_classifier",
+        {"num_factors": 3}, {"test:auc": 0.75}, {"seed": 12, "versions": {"rayfm": "0"}, "index_base": None},
+    )  # fmt: skip
+    machine.save(tmp_path / "m.safetensors")
+    loaded = FactorizationMachine.load(tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(loaded.factors, machine.factors)
+    np.testing.assert_array_equal(loaded.linear, machine.linear)
+    assert (loaded.bias, loaded.predictor_type) == (1.5, "binary_classifier")
+    assert (loaded.hyperparameters, loaded.metrics, loaded.facts) == (
+        machine.hyperparameters, machine.metrics, machine.facts,
+    )  # fmt: skip
+    dense = RNG.normal(size=(4, 6))
+    np.testing.assert_array_equal(loaded.predict(dense), machine.predict(dense))
+
+
+def test_load__takes_the_directory_of_a_job(tmp_path):
+    model().save(tmp_path / "model.safetensors")
+    assert FactorizationMachine.load(tmp_path).feature_dim == 6
+
+
+def test_load__refuses_what_is_no_model(tmp_path):
+    with pytest.raises(StorageError, match=r"nothing\.safetensors"):
+        FactorizationMachine.load(tmp_path / "nothing.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"\x80\x04pickle")
+    with pytest.raises(ModelFileError, match=r"bad\.safetensors"):
+        FactorizationMachine.load(tmp_path / "bad.safetensors")
+
+
+def test_model_file__can_be_scored_with_numpy_alone(tmp_path):
+    machine, dense = model(), RNG.normal(size=(4, 6)).astype(np.float32)
+    machine.save(tmp_path / "m.safetensors")
+    np.save(tmp_path / "x.npy", dense)
+    code = f"""
+        import json, sys, numpy as np
+        raw = open({str(tmp_path / "m.safetensors")!r}, "rb").read()
+        size = int.from_bytes(raw[:8], "little")
+        header, data = json.loads(raw[8:8 + size]), raw[8 + size:]
+        tensor = lambda t: np.frombuffer(data[slice(*t["data_offsets"])], "<f4").reshape(t["shape"])
+        w0, w, V = (tensor(header[name]) for name in ("bias", "linear", "factors"))
+        x = np.load({str(tmp_path / "x.npy")!r})
+        scores = w0 + x @ w + ((x @ V) ** 2 - (x ** 2) @ (V ** 2)).sum(1) / 2
+        print(json.dumps([scores.tolist(), "rayfm" in sys.modules]))
+    """
+    output = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    scores, imported = json.loads(output.stdout)
+    np.testing.assert_allclose(scores, machine.predict(dense), rtol=1e-4, atol=1e-5)
+    assert not imported
