@@ -28,6 +28,7 @@ _HOMES = {
     "check": "rayfm.training.doctor",
     "evaluate": "rayfm.training.scoring",
     "predict": "rayfm.training.scoring",
+    "read": "rayfm.reading",
     "train": "rayfm.training.driver",
 }
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from rayfm.hyperparameters import Hyperparameters as Hyperparameters
     from rayfm.model import FactorizationMachine as FactorizationMachine
     from rayfm.reading import ReadOptions as ReadOptions
+    from rayfm.reading import read as read
     from rayfm.training.doctor import check as check
     from rayfm.training.driver import TrainingResult as TrainingResult
     from rayfm.training.driver import train as train

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rayfm.batch import Chunk, RowRules, SparseBatch, raise_problem
-from rayfm.errors import ModelFileError
+from rayfm.errors import ModelFileError, StorageError
 from rayfm.hyperparameters import GROUPS, Hyperparameters
 
 if TYPE_CHECKING:
@@ -188,7 +188,12 @@ class FactorizationMachine:
         from rayfm.storage import local_path, read_bytes
 
         name = str(uri) if str(uri).endswith(MODEL_SUFFIX) else f"{str(uri).rstrip('/')}/{MODEL_FILE}"
-        tensors, texts = artefact.read(local_path(name) or read_bytes(name), name=name)
+        try:
+            tensors, texts = artefact.read(local_path(name) or read_bytes(name), name=name)
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError(f"{name} cannot be read: {error.strerror or error}.") from error
         facts = {key: _parsed(text) for key, text in texts.items() if key not in artefact.OWN_METADATA}
         hyperparameters, metrics = (facts.pop(key, {}) for key in ("hyperparameters", "metrics"))
         if not (isinstance(hyperparameters, dict) and isinstance(metrics, dict)):

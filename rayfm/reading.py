@@ -6,17 +6,18 @@ Everything that can be done without Ray; `training.sources` runs it as the read 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from rayfm.batch import HARMLESS, Chunk, Problem, Report, RowRules
+from rayfm.batch import HARMLESS, Chunk, Problem, Report, RowRules, SparseBatch
 from rayfm.errors import DataError
 from rayfm.formats import libsvm, parquet, recordio
 from rayfm.formats.parquet_columns import DEFAULT_COLUMNS, ParquetColumns
 from rayfm.formats.recordio_frames import MAGIC
-from rayfm.storage import InputFile, is_compressed, open_input
+from rayfm.storage import InputFile, is_compressed, list_files, open_input
 
 SUFFIXES = {
     "recordio": (".pbr", ".recordio", ".rec", ".protobuf", ".pb"),
@@ -66,6 +67,32 @@ class Piece:
     start: int
     stop: int | None
     size_bytes: int
+
+
+def read(uris: str | os.PathLike[str] | Sequence[str], options: ReadOptions | None = None) -> SparseBatch:
+    """Read files of any format into this process's memory, in order.
+
+    Parameters
+    ----------
+    uris
+        What `rayfm.storage.list_files` takes: files, folders, prefixes, patterns, manifests.
+    options
+        How to read them. Labels are not required.
+
+    Raises
+    ------
+    DataError
+        For the first bad record, naming file, record and remedy.
+    StorageError
+        If there is no such file.
+    """
+    options = replace(options or ReadOptions(), needs_labels=False)
+    files = list_files(uris)
+    pieces = cut(files, options, target_bytes=2**62)
+    if options.index_base is None and any(piece.format == "libsvm" for piece in pieces):
+        options = replace(options, index_base=guess_index_base(files))
+    rules = RowRules(needs_labels=False)
+    return SparseBatch.concatenate([chunk.batch for piece in pieces for chunk in read_piece(piece, options, rules)])
 
 
 def detect_format(uri: str) -> str:

@@ -83,7 +83,6 @@ def ray_cluster(s3_endpoint):
 def no_leftovers(ray_cluster):
     """Fail the test when it leaves an actor alive or a placement group behind."""
     from ray.util import placement_group_table
-    from ray.util.state import list_actors  # noqa: F401  # needs the dashboard; the tables below do not
 
     yield
     groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]

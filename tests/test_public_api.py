@@ -11,7 +11,7 @@ HEAVY = ("ray", "numba", "pyarrow", "scipy", "pandas", "click", "rich", "google.
 PUBLIC = [
     "DataError", "DivergenceError", "FactorizationMachine", "HyperparameterError", "Hyperparameters", "ModelFileError",
     "ParquetColumns", "RayfmError", "ReadOptions", "ResourceError", "SparseBatch", "StorageError", "TrainingResult",
-    "WorkerError", "check", "evaluate", "predict", "train",
+    "WorkerError", "check", "evaluate", "predict", "read", "train",
 ]  # fmt: skip
 
 

@@ -157,11 +157,13 @@ def watch(spec: RunSpec, watcher: Callable[[dict[str, Any]], None]) -> Outcome:
                 watcher(event)
         outcome: Outcome = ray.get(running)
         return outcome
-    except KeyboardInterrupt:
-        _stop(controller, running)
-        raise Stopped("interrupted; the job was stopped and wrote no model.") from None
     except ray.exceptions.RayError as error:
         raise cluster.explain(error, "the run failed") from error
+    except BaseException as error:  # an interrupt, or whatever the watcher raised, such as a broken pipe
+        _stop(controller, running)
+        if isinstance(error, KeyboardInterrupt):
+            raise Stopped("interrupted; the job was stopped and wrote no model.") from None
+        raise
     finally:
         ray.kill(controller)
         cluster.release(spec.job_name)

@@ -13,7 +13,7 @@ import ray
 
 from rayfm.kernels.training import Parameters
 from rayfm.model import FactorizationMachine
-from rayfm.training.averaging import REACH, combine
+from rayfm.training.averaging import REACH, average, combine
 from rayfm.training.worker import WorkerSetup
 
 
@@ -38,17 +38,19 @@ class ParameterServer:
         Parameters
         ----------
         results
-            Of each rank, in order, a reference to (`Parameters`, touched features).
+            Of each rank, in order, a reference to (`Parameters`, touched features, accumulators or None).
         rows
             Of each rank, the rows it trained on.
 
         Returns
         -------
         published
-            The reference to the new parameters, in a list: workers map the object, it is never copied to them.
+            The reference to (new parameters, averaged accumulators or None), in a list: workers map the object, it
+            is never copied to them.
         """
-        moved, touched = zip(*ray.get(results), strict=True)
+        moved, touched, accumulators = (list(column) for column in zip(*ray.get(results), strict=True))
         reach = REACH[self._setup.hyperparameters.optimizer] if self._setup.hyperparameters.scale_rates else 1.0
-        self._current = combine(self._current, list(moved), list(touched), rows, reach)
-        self._published = [*self._published[-1:], ray.put(self._current)]  # the older may still be read
+        self._current = combine(self._current, moved, touched, rows, reach)
+        shared = None if accumulators[0] is None else average(accumulators, rows)
+        self._published = [*self._published[-1:], ray.put((self._current, shared))]  # the older may still be read
         return self._published[-1:]

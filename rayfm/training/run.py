@@ -291,7 +291,7 @@ class Run:
 
     def _finish(self, team: _Team, best: _Best, channels: dict[str, Blocks], feature_dim: int) -> Outcome:
         """Test the best epoch's parameters and write the model."""
-        parameters: Parameters = ray.get(best.published[0])
+        parameters: Parameters = ray.get(best.published[0])[0]
         if not all(np.isfinite(array).all() for array in parameters):
             raise DivergenceError(
                 "the parameters became NaN or infinite in the last update. Lower the rates, or scale the features."
@@ -326,7 +326,7 @@ class Run:
             raise Stopped("the job was stopped.")
 
     def _emit(self, event: Event, *, keep: bool = True) -> None:
-        event = {"time": time.time(), **event}
+        event["time"] = time.time()
         if keep:
             self._metrics_file.write(event)
         self._emit_to(event)
@@ -362,13 +362,11 @@ class _Team:
 
     def start(self, setup: WorkerSetup) -> None:
         """Start one worker per place of the placement group, and the server when there is anything to average."""
-        environment = {"env_vars": {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}}
         worker_class = ray.remote(Worker)
         self.workers = [
             worker_class.options(
                 num_cpus=self._cpus,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, rank),
-                runtime_env=environment,
             ).remote(rank, setup)
             for rank in range(self._spec.world_size)
         ]

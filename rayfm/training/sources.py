@@ -74,8 +74,8 @@ class Source(Protocol):
         """What to call it in job.json and messages."""
         ...
 
-    def dataset(self, rules: RowRules) -> Dataset:
-        """Return a lazy dataset of checked blocks."""
+    def dataset(self, rules: RowRules, *, keep_uids: bool = False) -> Dataset:
+        """Return a lazy dataset of checked blocks, which hold the rows' uids only when told to keep them."""
         ...
 
     def settled(self, index_base: int | None) -> tuple[Source, list[str]]:
@@ -114,13 +114,13 @@ class FilesSource:
         )
         return replace(self, options=replace(self.options, index_base=guessed)), [note] if guessed else []
 
-    def dataset(self, rules: RowRules) -> Dataset:
+    def dataset(self, rules: RowRules, *, keep_uids: bool = False) -> Dataset:
         """Return a lazy dataset that reads the files in byte ranges."""
         files = list_files(self.uris)
         tasks = plan(files, self.options)
         if not tasks:
             raise DataError("there are no rows: every file is empty.", "Check the path and the export.", files[0].uri)
-        datasource = _datasource(tasks, self.options, rules)
+        datasource = _datasource(tasks, self.options, rules, keep_uids)
         return ray.data.read_datasource(datasource, override_num_blocks=len(tasks))
 
     def _format(self, file: InputFile) -> str:
@@ -142,14 +142,15 @@ class MemorySource:
         """Nothing to guess."""
         return self, []
 
-    def dataset(self, rules: RowRules) -> Dataset:
+    def dataset(self, rules: RowRules, *, keep_uids: bool = False) -> Dataset:
         """Check the rows and put them into the object store."""
         if not self.batch.num_rows:
             raise DataError("there are no rows.", "Pass at least one.")
         rules.check(Chunk(self.batch, np.arange(self.batch.num_rows)), raise_problem)
-        rows = max(1, self.batch.num_rows * BLOCK_BYTES // max(1, self.batch.size_bytes))
-        starts = range(0, self.batch.num_rows, rows)
-        return ray.data.from_arrow([self.batch.rows(start, start + rows).to_arrow() for start in starts])
+        batch = self.batch if keep_uids else replace(self.batch, uids=None)
+        rows = max(1, batch.num_rows * BLOCK_BYTES // max(1, batch.size_bytes))
+        starts = range(0, batch.num_rows, rows)
+        return ray.data.from_arrow([batch.rows(start, start + rows).to_arrow() for start in starts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +169,14 @@ class DatasetSource:
         """Nothing to guess."""
         return self, []
 
-    def dataset(self, rules: RowRules) -> Dataset:
+    def dataset(self, rules: RowRules, *, keep_uids: bool = False) -> Dataset:
         """Convert and check block by block."""
         columns = self.columns
 
         def convert(table: pa.Table) -> Iterator[pa.Table]:
             for chunk in chunks_from_table(table, columns):
                 rules.check(chunk, raise_problem)
-                yield chunk.batch.to_arrow()
+                yield (chunk.batch if keep_uids else replace(chunk.batch, uids=None)).to_arrow()
 
         return self.data.map_batches(convert, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
 
@@ -256,7 +257,7 @@ def read_tables(
         yield SparseBatch.concatenate(pending).to_arrow()
 
 
-def _datasource(tasks: list[list[Piece]], options: ReadOptions, rules: RowRules) -> Any:
+def _datasource(tasks: list[list[Piece]], options: ReadOptions, rules: RowRules, keep_uids: bool) -> Any:
     """Make Ray Data's own view of the tasks."""
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
@@ -278,7 +279,7 @@ def _datasource(tasks: list[list[Piece]], options: ReadOptions, rules: RowRules)
         return BlockMetadata(num_rows=None, size_bytes=size, input_files=names, exec_stats=None)
 
     def _reader(pieces: list[Piece]) -> Any:
-        return lambda: read_tables(pieces, options, rules)
+        return lambda: read_tables(pieces, options, rules, keep_uids=keep_uids)
 
     return PiecesDatasource()
 

@@ -59,7 +59,8 @@ class RoundReport:
     Attributes
     ----------
     result
-        Reference to (its `Parameters`, the features it touched) in a list, empty when nothing is averaged.
+        Reference to (its `Parameters`, the features it touched, its accumulators or None) in a list, empty when
+        nothing is averaged.
     sums
         Training metrics of the rows of the round, each scored before the update it took part in.
     running
@@ -129,7 +130,7 @@ class Worker:
         Parameters
         ----------
         published
-            Reference to the averaged `Parameters` to start from, in a list; empty to go on from the worker's own.
+            Reference to what the parameter server published, in a list; empty to go on from the worker's own.
         exchange
             Put the resulting parameters into the object store and report them.
 
@@ -158,7 +159,7 @@ class Worker:
         return RoundReport(
             self.rank,
             trained,
-            [ray.put((self._parameters, self._gradients.touched))] if exchange else [],
+            [ray.put(self._result(share_accumulators=round_index == rounds - 1))] if exchange else [],
             self._round_sums,
             running,
             time.perf_counter() - began,
@@ -167,7 +168,7 @@ class Worker:
     def evaluate(self, channel: str, published: list[Any]) -> tuple[Sums, RankingCounts | None]:
         """Return the metric sums of this worker's rows of a channel under the published (or own) parameters."""
         sums, ranking = self._sums_type(), None
-        parameters: Parameters = ray.get(published[0]) if published else self._parameters
+        parameters: Parameters = ray.get(published[0])[0] if published else self._parameters
         for part in self._channels.get(channel, []):
             batch = part.load()
             raw = score(batch, *parameters)
@@ -179,7 +180,7 @@ class Worker:
 
     def publish(self) -> list[Any]:
         """Put this worker's parameters into the object store; returns the reference, in a list."""
-        return [ray.put(self._parameters)]
+        return [ray.put((self._parameters, None))]
 
     def _rule_after(self, progress: float) -> Rule:
         values = self.setup.hyperparameters
@@ -200,9 +201,15 @@ class Worker:
             _float32_triple(values.group("l1")),
         )
 
+    def _result(self, *, share_accumulators: bool) -> tuple[Parameters, NDArray[np.uint8], Parameters | None]:
+        shared = share_accumulators and self.setup.hyperparameters.optimizer != "adam"
+        return self._parameters, self._gradients.touched, self._second if shared else None
+
     def _adopt(self, published: list[Any]) -> None:
-        average: Parameters = ray.get(published[0])
-        for own, new in zip(self._parameters, average, strict=True):
+        parameters, accumulators = ray.get(published[0])
+        for own, new in zip(self._parameters, parameters, strict=True):
+            np.copyto(own, new)
+        for own, new in zip(self._second, accumulators or self._second, strict=True):
             np.copyto(own, new)
         if self.setup.hyperparameters.optimizer == "ftrl":
             restart_ftrl(self._rule, self._parameters, self._first, self._second)
@@ -238,7 +245,7 @@ class Worker:
         done = 0
         batches = -(-len(order) // size)
         first_report = -self._epoch_batches % BATCHES_BETWEEN_METRICS
-        for index in [*range(first_report, batches, BATCHES_BETWEEN_METRICS), batches - 1]:
+        for index in sorted({*range(first_report, batches, BATCHES_BETWEEN_METRICS), batches - 1}):
             stop = min((index + 1) * size, len(order))
             part = slice(done, stop)
             self._round_sums += self._sums_type.of(raw[part], labels[part], None if weights is None else weights[part])

@@ -1,0 +1,116 @@
+"""``rayfm train``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rayfm.cli.command import Command, Function, GroupedOption, debug_option
+from rayfm.cli.models import listed
+from rayfm.cli.options import (
+    address_option,
+    byte_size,
+    hyperparameter_options,
+    reading_options,
+    settled_hyperparameters,
+)
+
+
+def _data_option(flag: str, help: str) -> Callable[[Function], Function]:
+    return click.option(flag, multiple=True, metavar="URI", cls=GroupedOption, heading="Data", help=help)
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        ("a regressor; the model is the epoch that is best on the validation data",
+         "rayfm train train.parquet --validation valid.parquet --num-factors 16 \\\n"
+         "    --predictor-type regressor --epochs 20 --early-stopping-patience 3"),
+        ("a classifier on four workers of a cluster, data and model on S3",
+         "rayfm train s3://bucket/clicks/ --test s3://bucket/test/ --num-factors 8 \\\n"
+         "    --predictor-type binary_classifier --instance-count 4 --address auto \\\n"
+         "    --output-path s3://bucket/models"),
+        ("what SageMaker was given, but with more epochs",
+         "rayfm train train.pbr --hyperparameters hyperparameters.json --epochs 50"),
+    ],
+)  # fmt: skip
+@click.argument("train", nargs=-1, required=True, metavar="TRAIN...")
+@hyperparameter_options
+@_data_option("--validation", help="Data that decide which epoch is best; may be repeated.")
+@_data_option("--test", help="Data measured once, at the end; may be repeated.")
+@reading_options
+@click.option(
+    "--hyperparameters",
+    "file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE.json",
+    help="Hyperparameters as SageMaker's hyperparameters.json has them; options of the command line win.",
+)
+@click.option(
+    "--instance-count",
+    "--train-instance-count",
+    "instance_count",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Number of workers.",
+)
+@click.option(
+    "--worker-memory",
+    type=byte_size,
+    metavar="SIZE",
+    help="Rows that a worker keeps in memory, such as 4GiB; beyond that it maps them block by block.",
+)
+@click.option("--output-path", default="rayfm-output", show_default=True, metavar="DIR", help="Where jobs are written.")
+@click.option("--job-name", metavar="NAME", help="Directory below the output path; made from the time when left out.")
+@address_option
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@debug_option
+def train(
+    train: tuple[str, ...],
+    *,
+    validation: tuple[str, ...],
+    test: tuple[str, ...],
+    options: Any,
+    given: dict[str, Any],
+    file: Path | None,
+    instance_count: int,
+    worker_memory: int | None,
+    quiet: bool,
+    **rest: Any,
+) -> None:
+    """Train a factorization machine on files, folders or buckets.
+
+    TRAIN names RecordIO-protobuf, Parquet or libsvm files, folders of them, prefixes or manifests. The job's
+    directory, <output path>/<job name>, gets the model, its metrics and the job's status. A terminal shows the run
+    live; elsewhere the lines of SageMaker's log are printed.
+    """
+    values = settled_hyperparameters(file, given)
+
+    from rayfm.progress import watching
+    from rayfm.training import driver
+    from rayfm.training.run import Stopped
+
+    try:
+        with watching(quiet=quiet) as watcher:
+            result = driver.train(
+                list(train),
+                validation=list(validation) or None,
+                test=list(test) or None,
+                hyperparameters=values,
+                train_instance_count=instance_count,
+                options=options,
+                worker_memory_bytes=worker_memory,
+                watcher=watcher,
+                **rest,
+            )
+    except Stopped as stopped:
+        raise click.Abort(str(stopped)) from stopped
+    if not quiet:
+        click.echo(f"model: {result.model_uri}")
+        click.echo(f"its epoch: {result.best_epoch + 1} of {len(result.history)}")
+        click.echo(listed(result.metrics, "  "))

@@ -1,0 +1,55 @@
+"""What a person, or a log parser, sees of a run.
+
+A watcher is called with each event of a run, a dict whose ``event`` says what happened:
+
+=============  ==================================================================================================
+``job``        the run has a name (``job_name``), a ``directory`` and a ``spec``
+``read``       a ``channel`` is read: ``rows``, ``entries``, ``feature_dim``, ``notes``, ``seconds``
+``start``      the ``workers`` have their rows, after ``seconds``
+``compile``    the kernels are compiled, after ``seconds``
+``round``      ``rows`` of ``epoch`` are trained; ``running`` has measures per ``host`` and ``batch``
+``epoch``      an epoch is over: ``records_per_second``, measures, and ``best`` if there is a validation channel
+``early stop`` the last epoch was ``epoch``, the best by ``metric`` was ``best_epoch``
+``test``       measures of the test channel
+``end``        ``status``; ``metrics`` and ``seconds``, or the ``reason`` of a failure
+=============  ==================================================================================================
+
+`log_lines` prints the lines that SageMaker's container prints, so that parsers of its logs go on working; `watching`
+draws a table and a bar on a terminal; `silent` does nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from rayfm.progress.events import Event, Watcher, quality
+from rayfm.progress.lines import LogLines
+
+__all__ = ["Event", "Watcher", "log_lines", "quality", "silent", "watching"]
+
+
+def silent(event: dict[str, Any]) -> None:
+    """Watch without a word."""
+
+
+def log_lines(stream: TextIO | None = None) -> Watcher:
+    """Return a watcher that prints SageMaker's log lines, flushed after every event."""
+    return LogLines(stream or sys.stdout)
+
+
+@contextmanager
+def watching(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[Watcher]:
+    """Choose how to show a run: live on a terminal, log lines elsewhere, nothing when `quiet`."""
+    stream = stream or sys.stdout
+    if quiet:
+        yield silent
+    elif stream.isatty():
+        from rayfm.progress.live import Live
+
+        with Live(stream) as live:
+            yield live
+    else:
+        yield log_lines(stream)

@@ -1,0 +1,264 @@
+"""Whole runs on a real Ray cluster."""
+
+import io
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import ray
+import scipy.sparse as sp
+
+from rayfm.batch import SparseBatch
+from rayfm.errors import DataError, DivergenceError, HyperparameterError, ResourceError, StorageError
+from rayfm.formats import libsvm, parquet, recordio
+from rayfm.model import FactorizationMachine
+from rayfm.progress import log_lines
+from rayfm.reading import ReadOptions
+from rayfm.training import cluster
+from rayfm.training.driver import train
+
+pytestmark = pytest.mark.usefixtures("ray_cluster", "no_leftovers")
+
+TASK = {"num_factors": 4, "predictor_type": "regressor", "mini_batch_size": 20, "seed": 5}
+
+
+def problem(rows=600, dim=30, seed=0, classifier=False):
+    """Rows of a planted model, and their labels."""
+    rng = np.random.default_rng(seed)
+    features = sp.random(rows, dim, density=0.2, format="csr", dtype=np.float32, rng=rng)
+    features.data[:] = rng.uniform(0.5, 1.5, features.nnz)
+    planted = FactorizationMachine(
+        0.3, rng.normal(size=dim).astype("f4"), rng.normal(0, 0.5, size=(dim, 3)).astype("f4")
+    )
+    raw = planted.predict(features)
+    return features, (raw > 0).astype("f4") if classifier else raw
+
+
+def fit(tmp_path, features, labels, name="job", workers=1, **more):
+    settings = {key: more.pop(key) for key in ("validation", "test", "weights", "options", "watcher") if key in more}
+    settings |= {key: more.pop(key) for key in ("worker_memory_bytes",) if key in more}
+    return train(
+        features,
+        labels=labels,
+        hyperparameters=TASK | more,
+        train_instance_count=workers,
+        output_path=str(tmp_path),
+        job_name=name,
+        **settings,
+    )
+
+
+def same_bits(one, other):
+    for name in ("linear", "factors"):
+        np.testing.assert_array_equal(getattr(one.model, name), getattr(other.model, name))
+    assert one.model.bias == other.model.bias
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "ftrl"])
+def test_train__learns_the_planted_model(tmp_path, optimizer):
+    features, labels = problem()
+    rates = {"bias_lr": 0.1, "linear_lr": 0.1, "factors_lr": 0.1}
+    if optimizer == "adam":
+        rates = {"linear_lr": 0.02, "factors_lr": 0.02, "factors_init_sigma": 0.1}
+    result = fit(tmp_path, features, labels, epochs=40, optimizer=optimizer, test=problem(seed=0), **rates)
+    assert result.metrics["test:rmse"] < 0.35 * labels.std()
+    assert len(result.history) == 40
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_train__same_seed_same_bits(tmp_path, workers):
+    features, labels = problem()
+    runs = [fit(tmp_path, features, labels, name, workers, epochs=2, shuffle=True) for name in ("a", "b")]
+    same_bits(*runs)
+    other = fit(tmp_path, features, labels, "c", workers, epochs=2, shuffle=True, seed=6)
+    assert (other.model.factors != runs[0].model.factors).any()
+
+
+def test_train__an_unseeded_run_records_its_seed_and_can_be_repeated(tmp_path):
+    features, labels = problem()
+    first = fit(tmp_path, features, labels, "a", seed=None)
+    again = fit(tmp_path, features, labels, "b", seed=first.model.facts["seed"])
+    same_bits(first, again)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_train__rows_that_do_not_fit_the_memory_budget_give_the_same_model(tmp_path, workers):
+    features, labels = problem()
+    resident = fit(tmp_path, features, labels, "a", workers, epochs=2)
+    streamed = fit(tmp_path, features, labels, "b", workers, epochs=2, worker_memory_bytes=0)
+    same_bits(resident, streamed)
+
+
+def test_train__every_door_in_gives_the_same_model(tmp_path, bucket):
+    features, labels = problem(200)
+    batch = SparseBatch.from_scipy(features, labels)
+    paths = {}
+    for module, suffix in ((recordio, "pbr"), (parquet, "parquet"), (libsvm, "libsvm")):
+        paths[suffix] = tmp_path / f"train.{suffix}"
+        with paths[suffix].open("wb") as file:
+            module.write(file, batch)
+    bucket.upload_file(str(paths["pbr"]), "train/part-0.pbr")
+    columns = {f"f{index:02d}": column for index, column in enumerate(features.toarray().T)}
+    frame = pd.DataFrame({**columns, "label": labels})
+    doors = {
+        "csr": (features, labels),
+        "batch": (batch, None),
+        "dense": (features.toarray(), labels),
+        "frame": (frame, None),
+        "dataset": (ray.data.from_pandas(frame), None),
+        "recordio": (str(paths["pbr"]), None),
+        "parquet": (str(paths["parquet"]), None),
+        "libsvm": (str(paths["libsvm"]), None),
+        "s3": (f"s3://{bucket.name}/train/", None),
+    }
+    models = {
+        name: fit(tmp_path, *door, name, feature_dim=30, options=ReadOptions(index_base=0))
+        for name, door in doors.items()
+    }
+    for result in models.values():
+        same_bits(result, models["csr"])
+
+
+def test_train__writes_its_directory_to_a_bucket(tmp_path, bucket):
+    features, labels = problem(100)
+    result = fit(f"s3://{bucket.name}/jobs", features, labels, "remote", epochs=2)
+    keys = {item.key for item in bucket.objects.all()}
+    assert {"jobs/remote/job.json", "jobs/remote/metrics.jsonl", "jobs/remote/model.safetensors"} <= keys
+    assert result.model.predict(features).shape == (100,)
+
+
+@pytest.mark.parametrize(("rows", "workers"), [(1, 1), (1, 3), (2, 4), (41, 3)])
+def test_train__few_rows_and_empty_shards_do_not_hang(tmp_path, rows, workers):
+    features, labels = problem(rows)
+    result = fit(tmp_path, features, labels, workers=workers, epochs=2, validation=(features, labels))
+    assert np.isfinite(result.metrics["validation:rmse"])
+
+
+def test_train__keeps_the_best_epoch_of_the_metric_asked_for(tmp_path):
+    features, labels = problem(classifier=True)
+    held_out = problem(300, seed=9, classifier=True)  # another planted model: it can only get worse
+    result = fit(
+        tmp_path, features, labels, epochs=12, predictor_type="binary_classifier", optimizer="adagrad",
+        early_stopping_metric="auc", early_stopping_patience=3, validation=held_out,
+    )  # fmt: skip
+    values = [epoch["validation:auc"] for epoch in result.history]
+    assert result.best_epoch == int(np.argmax(values))
+    assert len(values) == min(12, result.best_epoch + 4)
+    assert result.metrics["validation:auc"] == max(values)
+    from sklearn.metrics import roc_auc_score
+
+    assert roc_auc_score(held_out[1], result.model.predict(held_out[0])) == pytest.approx(max(values), abs=1e-9)
+
+
+def test_train__sample_weights_are_like_repeated_rows(tmp_path):
+    features, labels = problem(40)
+    counts = np.tile([1, 2], 20)
+    weighted = fit(tmp_path, features, labels, "a", weights=counts, mini_batch_size=40)
+    rows = np.repeat(np.arange(40), counts)
+    repeated = fit(tmp_path, features[rows], labels[rows], "b", mini_batch_size=60, rescale_grad=1 / 40)
+    np.testing.assert_allclose(weighted.model.factors, repeated.model.factors, rtol=1e-4, atol=1e-7)
+    assert weighted.metrics["train:mse"] == pytest.approx(repeated.metrics["train:mse"], rel=1e-5)
+
+
+def test_train__history_is_an_object_and_a_file(tmp_path):
+    features, labels = problem(100)
+    result = fit(tmp_path, features, labels, epochs=3, workers=2)
+    events = [json.loads(line) for line in (tmp_path / "job" / "metrics.jsonl").read_text().splitlines()]
+    epochs = [event for event in events if event["event"] == "epoch"]
+    assert epochs == result.history
+    assert [event["event"] for event in events][:4] == ["read", "start", "compile", "epoch"]
+    status = json.loads((tmp_path / "job" / "job.json").read_text())
+    assert (status["status"], status["seed"], status["train_instance_count"]) == ("Completed", 5, 2)
+
+
+def test_train__train_metrics_are_progressive(tmp_path):
+    """With a rate of 0 nothing is learned, so the training metric is that of the initial model."""
+    features, labels = problem(100)
+    result = fit(tmp_path, features, labels, bias_lr=0, linear_lr=0, factors_lr=0)
+    rmse = np.sqrt(np.mean((result.model.predict(features).astype(float) - labels) ** 2))
+    assert result.metrics["train:rmse"] == pytest.approx(rmse, rel=1e-6)
+
+
+def test_train__log_lines_are_those_of_sagemaker(tmp_path):
+    features, labels = problem(100)
+    stream = io.StringIO()
+    fit(tmp_path, features, labels, epochs=2, test=(features, labels), watcher=log_lines(stream))
+    text = stream.getvalue()
+    per_epoch = re.findall(r"#quality_metric: host=\S+, epoch=(\S+), train rmse <loss>=(\S+)", text)
+    assert [epoch for epoch, _ in per_epoch] == ["0", "1"]
+    assert len(re.findall(r"#quality_metric: host=\S+, test rmse <loss>=(\S+)", text)) == 1
+    assert re.findall(r"#progress_metric: host=\S+, completed (\S+) %", text) == ["50.0", "100.0"]
+
+
+BAD_FILES = {
+    "empty.pbr": (b"", "there are no rows"),
+    "magic.pbr": (b"nonsense here", r"magic\.pbr:1: "),
+    "label.libsvm": (b"1 0:1\n3:2 4:5\n", r"label\.libsvm:2: .*label"),
+    "key.libsvm": (b"1 0:1\n1 0:1 30:1\n", r"key\.libsvm:2: feature key 30 is outside feature_dim=30"),
+    "nan.libsvm": (b"1 0:1\n1 0:nan\n", r"nan\.libsvm:2: feature 0 is nan"),
+    "class.libsvm": (b"1 0:1\n2 0:1\n", r"class\.libsvm:2: label must be 0 or 1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_train__bad_input_is_one_clear_error_and_leaves_no_model(tmp_path, name):
+    content, message = BAD_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        fit(tmp_path, str(tmp_path / name), None, feature_dim=30, predictor_type="binary_classifier")
+    assert not (tmp_path / "job" / "model.safetensors").exists()
+    assert json.loads((tmp_path / "job" / "job.json").read_text())["status"] == "Failed"
+
+
+def test_train__truncated_recordio_names_the_record(tmp_path):
+    features, labels = problem(50)
+    with (tmp_path / "cut.pbr").open("wb") as file:
+        recordio.write(file, SparseBatch.from_scipy(features, labels))
+        file.truncate(file.tell() - 7)
+    with pytest.raises(DataError, match=r"cut\.pbr:50: "):
+        fit(tmp_path, str(tmp_path / "cut.pbr"), None)
+
+
+def test_train__divergence_tells_where_and_what_to_change(tmp_path):
+    features, labels = problem()
+    pattern = r"loss became NaN or infinite in epoch \d+, step \d+ on rank \d \(.*factors_lr=.*largest \|x\|=1.5e\+12\)"
+    with pytest.raises(DivergenceError, match=pattern):
+        fit(tmp_path, features * 1e12, labels, workers=2, factors_lr=50, epochs=5)
+    assert not (tmp_path / "job" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        ({"early_stopping_patience": 2}, HyperparameterError, "needs a validation channel"),
+        ({"early_stopping_metric": "auc", "validation": problem(9)}, HyperparameterError, "metric must be one of rmse"),
+        ({"workers": 0}, HyperparameterError, "train_instance_count must be >= 1"),
+        ({"name": "no spaces"}, StorageError, "job name must have"),
+    ],
+)
+def test_train__refuses_before_anything_starts(tmp_path, more, error, message):
+    with pytest.raises(error, match=message):
+        fit(tmp_path, *problem(10), **more)
+    assert not list(tmp_path.glob("*/*"))
+
+
+def test_train__missing_and_unwritable_places_are_known_before_reading(tmp_path):
+    with pytest.raises(StorageError, match=r"nowhere\.libsvm"):
+        fit(tmp_path, str(tmp_path / "nowhere.libsvm"), None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file"):
+        fit(tmp_path / "file", *problem(10))
+
+
+def test_train__a_job_name_is_used_once(tmp_path):
+    fit(tmp_path, *problem(10))
+    with pytest.raises(StorageError, match="holds a job already"):
+        fit(tmp_path, *problem(10))
+
+
+def test_reserved_workers__too_many_for_a_cluster_says_both_numbers():
+    with pytest.raises(ResourceError, match="9 workers need 9 CPUs, the cluster has 8"):
+        with cluster.reserved_workers(9, oversubscribe=False, name="too-many"):
+            pass
