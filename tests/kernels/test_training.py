@@ -157,7 +157,7 @@ def run_kernel_until_broken(batch, params):
 
 
 def test_restart_ftrl__changes_no_parameter_at_the_next_update_of_zero_gradient():
-    batch, params = problem(10, False)
+    _, params = problem(10, False)
     the_rule = rule("ftrl", False, 4)
     first, second = (Parameters(*(np.zeros_like(array) for array in params)) for _ in range(2))
     for array in second:

@@ -1,5 +1,7 @@
 """Shards: every row once, in order, in whole mini-batches, however the blocks lie."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -54,12 +56,16 @@ def labels_of(segments):
     return [batch.labels[order].tolist() for batch, order in segments]
 
 
+def joined(segments):
+    return [label for part in labels_of(segments) for label in part]
+
+
 @pytest.mark.parametrize("budget", [10**9, 0], ids=["resident", "streamed"])
 def test_segments__file_order_in_whole_mini_batches(local_blocks, budget):
     rows = Shard(local_blocks, 4, budget)
     assert rows.is_resident == (budget > 0)
     parts = labels_of(rows.segments(0, 30, None))
-    assert sum(parts, []) == list(range(30))
+    assert [label for part in parts for label in part] == list(range(30))
     assert all(len(part) % 4 == 0 for part in parts[:-1])
 
 
@@ -71,16 +77,14 @@ def test_segments__rounds_together_are_the_epoch_each_row_once(local_blocks, bud
         for index in range(3):
             start, stop = rows.rows_of_round(index, 3)
             assert start % 4 == 0
-            seen += sum(labels_of(rows.segments(start, stop, seed)), [])
+            seen += joined(rows.segments(start, stop, seed))
         assert sorted(seen) == list(range(30))
         assert (seen == list(range(30))) == (seed is None)
 
 
 @pytest.mark.parametrize("budget", [10**9, 0], ids=["resident", "streamed"])
 def test_segments__the_seed_decides_the_order(local_blocks, budget):
-    orders = [
-        sum(labels_of(Shard(local_blocks, 4, budget).segments(0, 30, seed)), []) for seed in ((1, 0), (1, 0), (1, 1))
-    ]
+    orders = [joined(Shard(local_blocks, 4, budget).segments(0, 30, seed)) for seed in ((1, 0), (1, 0), (1, 1))]
     assert orders[0] == orders[1] != orders[2]
 
 
@@ -89,10 +93,10 @@ def test_rows_of_round__more_rounds_than_mini_batches_leaves_some_empty(local_bl
     bounds = [rows.rows_of_round(index, 5) for index in range(5)]
     assert bounds[0][0] == 0
     assert bounds[-1][1] == 7
-    assert all(one[1] == other[0] for one, other in zip(bounds, bounds[1:], strict=False))
+    assert all(one[1] == other[0] for one, other in pairwise(bounds))
 
 
 def test_shard__of_no_rows_has_no_segments_with_rows(local_blocks):
     rows = Shard([], 4, 10**9)
-    assert sum(labels_of((b, o) for b, o in rows.segments(0, 0, None) if len(o)), []) == []
+    assert joined(rows.segments(0, 0, None)) == []
     assert rows.rows_of_round(0, 8) == (0, 0)
