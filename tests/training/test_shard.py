@@ -53,7 +53,7 @@ def local_blocks(monkeypatch):
 
 
 def labels_of(segments):
-    return [batch.labels[order].tolist() for batch, order in segments]
+    return [batch.labels_or_nan[order].tolist() for batch, order in segments]
 
 
 def joined(segments):
