@@ -10,7 +10,7 @@ Whatever goes wrong is a `StorageError` that names the URI.
 
 from rayfm.storage.listing import InputFile, list_files
 from rayfm.storage.reading import is_compressed, open_input, read_bytes
-from rayfm.storage.uris import SCHEMES, Uri, local_path, resolve
+from rayfm.storage.uris import SCHEMES, Uri, absolute, local_path, resolve
 from rayfm.storage.writing import JsonLines, atomic_writer, check_writable
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "InputFile",
     "JsonLines",
     "Uri",
+    "absolute",
     "atomic_writer",
     "check_writable",
     "is_compressed",

@@ -78,6 +78,15 @@ def local_path(uri: Uri) -> str | None:
     return os.path.abspath(os.path.expanduser(text))
 
 
+def absolute(uri: Uri) -> str:
+    """Return a URI that means the same in every process: a local path made absolute, any other as it is.
+
+    >>> absolute("s3://bucket/key")
+    's3://bucket/key'
+    """
+    return local_path(uri) or os.fspath(uri)
+
+
 def _s3(bucket: str) -> FileSystem:
     """Connect to S3 as the environment says."""
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem, resolve_s3_region

@@ -19,7 +19,7 @@ from typing import Any
 
 from rayfm.errors import StorageError
 from rayfm.model import MODEL_FILE
-from rayfm.storage import JsonLines, atomic_writer, check_writable, resolve
+from rayfm.storage import JsonLines, absolute, atomic_writer, check_writable, resolve
 
 BASE_NAME = "factorization-machines"
 NAME_PATTERN = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
@@ -72,7 +72,7 @@ class JobDirectory:
         """
         if not NAME_PATTERN.fullmatch(job_name):
             raise StorageError(f"job name must have 1 to 63 letters, digits and inner hyphens, got {job_name!r}.")
-        directory = cls(f"{output_path.rstrip('/') or '/'}/{job_name}")
+        directory = cls(f"{absolute(output_path).rstrip('/')}/{job_name}")
         if _exists(directory.status_uri):
             raise StorageError(f"{directory.uri} holds a job already. Choose another job name or output path.")
         check_writable(directory.uri)

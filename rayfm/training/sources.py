@@ -19,7 +19,7 @@ from rayfm.formats.parquet import chunks_from_table
 from rayfm.formats.parquet_columns import DEFAULT_COLUMNS, ParquetColumns
 from rayfm.model import as_batch
 from rayfm.reading import Piece, ReadOptions, cut, detect_format, guess_index_base, read_piece
-from rayfm.storage import InputFile, list_files
+from rayfm.storage import InputFile, absolute, list_files
 from rayfm.training import cluster
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def as_source(
     if isinstance(data, str) or hasattr(data, "__fspath__"):
         data = [data]
     if isinstance(data, list | tuple) and data and all(isinstance(x, str) or hasattr(x, "__fspath__") for x in data):
-        return FilesSource(tuple(str(uri) for uri in data), options)
+        return FilesSource(tuple(absolute(uri) for uri in data), options)
     if hasattr(data, "iter_internal_ref_bundles"):
         return DatasetSource(data, options.columns)
     if hasattr(data, "columns") and labels is None:
