@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MAX_FEATURE_DIM = 2**32
 """Keys are uint32."""
 
+EQUAL_WIDTHS = "Make all files of a channel equally wide."
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SparseBatch:
@@ -136,7 +138,17 @@ class SparseBatch:
 
     @classmethod
     def concatenate(cls, batches: Sequence[SparseBatch]) -> SparseBatch:
-        """Join batches row-wise; rows of batches without labels (weights, uids) get NaN (1, None)."""
+        """Join batches row-wise; rows of batches without labels (weights, uids) get NaN (1, None).
+
+        Raises
+        ------
+        DataError
+            If two batches declare different widths.
+        """
+        widths = {batch.feature_dim for batch in batches} - {None}
+        if len(widths) > 1:
+            narrow, wide = min(widths, key=int), max(widths, key=int)  # type: ignore[arg-type]  # no None among them
+            raise DataError(f"rows are {narrow} features wide in one place and {wide} in another.", EQUAL_WIDTHS)
         if len(batches) == 1:
             return batches[0]
         if not batches:
@@ -151,7 +163,7 @@ class SparseBatch:
             _join([(batch.labels, batch.num_rows) for batch in batches], np.float32(np.nan)),
             _join([(batch.weights, batch.num_rows) for batch in batches], np.float32(1)),
             _join([(batch.uids, batch.num_rows) for batch in batches], None),
-            batches[0].feature_dim,
+            widths.pop() if widths else None,
         )
 
     def rows(self, start: int, stop: int) -> SparseBatch:
@@ -348,7 +360,8 @@ class RowRules:
     Attributes
     ----------
     feature_dim
-        Keys must be below it, and a declared width must equal it. None: not known yet.
+        Keys must be below it, and a declared width must equal it. None: not known yet; keys must then be below
+        the width that their rows declare.
     binary_labels
         Labels must be 0 or 1.
     needs_labels
@@ -373,9 +386,10 @@ class RowRules:
             return
         entries = slice(int(batch.indptr[0]), int(batch.indptr[-1]))
         keys, values = batch.keys[entries], batch.values[entries]
-        if self.feature_dim is not None and self.feature_dim < MAX_FEATURE_DIM:
-            for row, entry in _rows_of(batch, keys >= self.feature_dim):
-                problem = f"feature key {keys[entry]} is outside feature_dim={self.feature_dim}."
+        width = self.feature_dim or batch.feature_dim
+        if width is not None and width < MAX_FEATURE_DIM:
+            for row, entry in _rows_of(batch, keys >= width):
+                problem = f"feature key {keys[entry]} is outside feature_dim={width}."
                 yield Problem.FEATURE_KEY, row, problem, "Raise feature_dim, or fix the record."
         for row, entry in _rows_of(batch, ~np.isfinite(values)):
             problem = f"feature {keys[entry]} is {values[entry]}; values must be finite."

@@ -8,8 +8,9 @@
     ├── StorageError (OSError)             a file, bucket or folder cannot be read or written
     ├── ModelFileError (ValueError)        a model file is damaged or not one of rayfm's
     ├── ResourceError (RuntimeError)       the cluster cannot give what the run needs; says both numbers
-    ├── DivergenceError (ArithmeticError)  the loss became NaN or infinite; says where and what to change
-    └── WorkerError (RuntimeError)         a worker failed for a reason that is not the user's
+    ├── DivergenceError (ArithmeticError)  the loss or a gradient became NaN or infinite; says where
+    ├── WorkerError (RuntimeError)         a worker failed for a reason that is not the user's
+    └── StoppedError                       the run was asked to stop, and did
 
 ``except RayfmError`` catches them all. Each also has the builtin base that fits, so code written without
 rayfm in mind (``except ValueError``) works. They survive pickling, because Ray sends them between processes.
@@ -68,8 +69,12 @@ class ResourceError(RayfmError, RuntimeError):
 
 
 class DivergenceError(RayfmError, ArithmeticError):
-    """The loss became NaN or infinite."""
+    """The loss, a gradient or a parameter became NaN or infinite."""
 
 
 class WorkerError(RayfmError, RuntimeError):
     """A worker failed for a reason that is not the user's."""
+
+
+class StoppedError(RayfmError):
+    """The run was asked to stop, and did."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,9 @@ from rayfm.errors import HyperparameterError
 PREDICTOR_TYPES = ("binary_classifier", "regressor")
 OPTIMIZERS = ("adam", "adagrad", "ftrl")
 INIT_METHODS = ("normal", "uniform", "constant")
+MIN_FLOAT32, MAX_FLOAT32 = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+"""Smallest normal and largest finite float32: the kernels compute in 32 bits."""
+
 GROUPS = ("bias", "linear", "factors")
 """The three groups of parameters; each has its own rate, decay and initialisation."""
 
@@ -124,7 +126,7 @@ def _row(kind: Any, meaning: str, default: Any = None, **rest: Any) -> Any:
 
 
 def _positive(meaning: str, default: Any = None, expecting: str = "An integer greater than zero", **rest: Any) -> Any:
-    return _row(int, meaning, default, valid=lambda value: value > 0, expecting=expecting, **rest)
+    return _row(int, meaning, default, valid=lambda value: 0 < value < 2**63, expecting=expecting, **rest)
 
 
 def _non_negative(meaning: str, default: Any = None, **rest: Any) -> Any:
@@ -237,8 +239,12 @@ class Hyperparameters:
                 raise HyperparameterError(f"{name} must be 0 unless optimizer is ftrl, got {getattr(self, name)}.")
         for name, row in HYPERPARAMETERS.items():
             value = getattr(self, name)
-            if row.kind is float and value is not None and not math.isfinite(value):
-                raise HyperparameterError(f"{name} must be finite, got {value}.")
+            if row.kind is float and value is not None and not abs(value) <= MAX_FLOAT32:
+                raise HyperparameterError(f"{name} must be finite in 32 bits, got {value}.")
+        if self.optimizer != "ftrl" and not self.eps >= MIN_FLOAT32:
+            raise HyperparameterError(f"eps must be >= {MIN_FLOAT32:.3g}, got {self.eps}: it keeps divisions finite.")
+        if self.optimizer == "ftrl" and not self.ftrl_beta >= MIN_FLOAT32:
+            raise HyperparameterError(f"ftrl_beta must be >= {MIN_FLOAT32:.3g}, got {self.ftrl_beta}.")
 
     @property
     def is_classifier(self) -> bool:

@@ -8,7 +8,7 @@ A regressor answers raw(x); a binary classifier answers 1 / (1 + exp(−raw(x)))
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -159,11 +159,11 @@ class FactorizationMachine:
             If the place cannot be written.
         """
         from rayfm.formats import artefact
-        from rayfm.storage import atomic_writer
+        from rayfm.storage import atomic_writer, jsonable
 
         tensors = {"factors": self.factors, "linear": self.linear, "bias": np.array([self.bias], np.float32)}
         described = {**self.facts, "hyperparameters": self.hyperparameters, "metrics": self.metrics}
-        texts = {name: json.dumps(value) for name, value in described.items()}
+        texts = {name: json.dumps(jsonable(value), allow_nan=False) for name, value in described.items()}
         texts["predictor_type"] = self.predictor_type
         with atomic_writer(str(uri)) as file:
             artefact.write(file, tensors, texts)
@@ -185,15 +185,15 @@ class FactorizationMachine:
             If it is damaged or not a model of rayfm's.
         """
         from rayfm.formats import artefact
-        from rayfm.storage import local_path, read_bytes
+        from rayfm.storage import join, local_path, read_bytes
 
-        name = str(uri) if str(uri).endswith(MODEL_SUFFIX) else f"{str(uri).rstrip('/')}/{MODEL_FILE}"
+        name = str(uri) if MODEL_SUFFIX in str(uri).rsplit("/", 1)[-1] else join(str(uri), MODEL_FILE)
         try:
             tensors, texts = artefact.read(local_path(name) or read_bytes(name), name=name)
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
-            raise StorageError(f"{name} cannot be read: {error.strerror or error}.") from error
+            raise StorageError(f"there is no model at {uri}. Name a model file or the directory of a job.") from error
         facts = {key: _parsed(text) for key, text in texts.items() if key not in artefact.OWN_METADATA}
         hyperparameters, metrics = (facts.pop(key, {}) for key in ("hyperparameters", "metrics"))
         if not (isinstance(hyperparameters, dict) and isinstance(metrics, dict)):
@@ -222,7 +222,9 @@ class FactorizationMachine:
 def as_batch(features: Any, labels: ArrayLike | None = None, weights: ArrayLike | None = None) -> SparseBatch:
     """Make a `SparseBatch` of a SparseBatch, a SciPy sparse matrix, a pandas DataFrame or a dense matrix."""
     if isinstance(features, SparseBatch):
-        return features
+        given = {"labels": labels, "weights": weights}
+        columns = {name: np.asarray(value, np.float32) for name, value in given.items() if value is not None}
+        return replace(features, **columns)  # type: ignore[arg-type]  # each is a column
     if hasattr(features, "tocsr"):
         return SparseBatch.from_scipy(features, labels, weights)
     return SparseBatch.from_dense(np.asarray(features), labels, weights)

@@ -79,11 +79,30 @@ def ray_cluster(s3_endpoint):
     ray.shutdown()
 
 
+OURS = {"RunController", "Worker", "ParameterServer"}
+
+
+def live_actors():
+    """The actors of a run that are alive, as Ray's own table has them: {pid: class name}."""
+    from ray._private.state import actors
+
+    ours = (actor for actor in actors().values() if actor["ActorClassName"] in OURS)
+    return {actor["Pid"]: actor["ActorClassName"] for actor in ours if actor["State"] == "ALIVE"}
+
+
 @pytest.fixture
 def no_leftovers(ray_cluster):
     """Fail the test when it leaves an actor alive or a placement group behind."""
+    import time
+
     from ray.util import placement_group_table
 
     yield
-    groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
-    assert not groups
+    deadline = time.monotonic() + 20  # Ray takes a moment to notice the death of a process
+    while True:
+        groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+        left = [*live_actors().values(), *groups]
+        if not left or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    assert not left

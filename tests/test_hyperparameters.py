@@ -67,3 +67,18 @@ def test_as_dict__leaves_out_what_is_not_set():
     values = Hyperparameters.of(num_factors=4, predictor_type="regressor").as_dict()
     assert "clip_gradient" not in values
     assert Hyperparameters.of(values).as_dict() == values
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"eps": 0}, "eps must be >= 1.18e-38"),
+        ({"eps": 1e-50}, "eps must be >= 1.18e-38"),
+        ({"linear_wd": 1e39}, "linear_wd must be finite in 32 bits"),
+        ({"optimizer": "ftrl", "ftrl_beta": 0}, "ftrl_beta must be >="),
+        ({"mini_batch_size": 2**63}, "Invalid hyperparameter value 9223372036854775808 for mini_batch_size"),
+    ],
+)
+def test_of__refuses_what_the_kernels_cannot_compute_with(given, message):
+    with pytest.raises(HyperparameterError, match=message):
+        Hyperparameters.of({"num_factors": 1, "predictor_type": "regressor"}, **given)

@@ -141,7 +141,7 @@ def _message(error: Exception, session: Session) -> str:
         return f"{type(error).__name__}: {error}. This should not happen; RAYFM_DEBUG=1 shows where it did."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and not session.debug:  # a remote traceback: its first line says where, its last line why
-        return f"{lines[0]} … {lines[-1]} (RAYFM_DEBUG=1 shows all of it)"
+        return f"{lines[0][:300]} … {lines[-1][:300]} (RAYFM_DEBUG=1 shows all of it)"
     return str(error)
 
 

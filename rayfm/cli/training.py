@@ -91,9 +91,9 @@ def train(
     """
     values = settled_hyperparameters(file, given)
 
+    from rayfm.errors import StoppedError
     from rayfm.progress import watching
     from rayfm.training import driver
-    from rayfm.training.run import Stopped
 
     try:
         with watching(quiet=quiet) as watcher:
@@ -108,7 +108,7 @@ def train(
                 watcher=watcher,
                 **rest,
             )
-    except Stopped as stopped:
+    except StoppedError as stopped:
         raise click.Abort(str(stopped)) from stopped
     if not quiet:
         click.echo(f"model: {result.model_uri}")

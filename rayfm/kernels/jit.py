@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -13,13 +16,32 @@ FAST = {"contract", "reassoc", "nsz", "arcp"}
 """Floating-point freedoms the compiler may take. Not `nnan` and `ninf`: with them a diverged loss goes unseen."""
 
 
+def _cache_folder() -> str:
+    """Return a folder of compiled kernels that belongs to exactly these sources.
+
+    Numba looks at the file of a function only, and would go on running old code of the functions compiled into it.
+    """
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayfm" / "numba"
+    return str(Path(os.environ.get("NUMBA_CACHE_DIR") or home) / digest.hexdigest()[:16])
+
+
+CACHE_FOLDER = _cache_folder()
+
+
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function` when first called, without the interpreter lock, and keep the result on disk.
 
     Signatures are found from the arguments, because arrays out of Ray's object store are read-only and an eager
     signature would refuse them.
     """
-    compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")(function)
+    users_folder, numba.config.CACHE_DIR = numba.config.CACHE_DIR, CACHE_FOLDER
+    try:
+        compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")(function)
+    finally:
+        numba.config.CACHE_DIR = users_folder
     return compiled
 
 

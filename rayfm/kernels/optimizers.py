@@ -6,7 +6,7 @@ A rule updates ``p[j]`` in place from the gradient ``g`` of the mini-batch and t
 rule      first state                              second state
 ========  =======================================  =====================================
 adam      m, mean of gradients                     s, mean of squared gradients
-adagrad   not used (empty)                         n, sum of squared gradients
+adagrad   not used (stays zero)                    n, sum of squared gradients
 ftrl      z, linear term of the proximal problem   n, sum of squared gradients
 ========  =======================================  =====================================
 
@@ -58,6 +58,8 @@ def step(code, p, g, first, second, clip, lr, wd, l1, eps, beta, records):  # ty
             g = min(max(g, -clip), clip)
         second += g * g
         return p - lr * g / (np.sqrt(second) + eps), first, second
+    if lr == 0:
+        return p, first, second
     if clip > 0:
         g = min(max(g, -clip), clip)
     before = np.sqrt(second)
@@ -76,6 +78,6 @@ def ftrl_parameter(z, n, lr, l2, l1, beta):  # type: ignore[no-untyped-def]
 @kernel
 def ftrl_linear_term(p, z, n, lr, l2, l1, beta):  # type: ignore[no-untyped-def]
     """Return the z whose minimiser is `p`; for p = 0 the nearest one to `z` that gives 0."""
-    if p == 0:
+    if p == 0 or lr == 0:
         return min(max(z, -l1), l1)
     return np.float32(-p * ((beta + np.sqrt(n)) / lr + l2) - np.copysign(l1, p))

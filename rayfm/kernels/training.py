@@ -123,13 +123,21 @@ def accumulate(indptr, keys, values, labels, weights, order, classifier, params,
 
 @kernel
 def update(rule, lr, errors, rows, touched, params, first, second, gradients):  # type: ignore[no-untyped-def]
-    """Apply the mini-batch's gradients to everything it touched, and clear the buffer."""
+    """Apply the mini-batch's gradients to everything it touched, and clear the buffer.
+
+    Returns
+    -------
+    squares
+        Sum of the second states of what was touched. Not finite when the square of a gradient overflowed, after
+        which its parameter would stand still for ever.
+    """
     code, scale, clip, eps, beta = rule.code, rule.rescale_grad, rule.clip, rule.eps, rule.beta
     params.bias[0], first.bias[0], second.bias[0] = step(
         code, params.bias[0], scale * errors, first.bias[0], second.bias[0],
         clip, lr[0], rule.wd[0], rule.l1[0], eps, beta, np.float32(rows),
     )  # fmt: skip
     k = params.factors.shape[1]
+    squares = np.float64(second.bias[0])
     for slot in range(touched):
         j = gradients.features[slot]
         records = gradients.records[slot]
@@ -145,9 +153,12 @@ def update(rule, lr, errors, rows, touched, params, first, second, gradients):  
                 clip, lr[2], rule.wd[2], rule.l1[2], eps, beta, records,
             )  # fmt: skip
             pairs[f] = 0.0
+            squares += s[f]
+        squares += second.linear[j]
         gradients.slots[j] = -1
         gradients.touched[j] = 1
         gradients.linear[slot] = gradients.squares[slot] = gradients.records[slot] = 0.0
+    return squares
 
 
 @kernel
@@ -168,7 +179,8 @@ def train_rows(indptr, keys, values, labels, weights, order, rule, steps, params
     Returns
     -------
     steps
-        Updates made in all, or -1 - steps when the update after `steps` updates met a loss that is not finite.
+        Updates made in all, or -1 - n when the update after n updates met a loss or a squared gradient that is not
+        finite.
     """
     size = rule.mini_batch_size
     for begin in range(0, len(order), size):
@@ -187,7 +199,8 @@ def train_rows(indptr, keys, values, labels, weights, order, rule, steps, params
             np.float32(rule.lr[1] * correction),
             np.float32(rule.lr[2] * correction),
         )
-        update(rule, lr, errors, end - begin, touched, params, first, second, gradients)
+        if not np.isfinite(update(rule, lr, errors, end - begin, touched, params, first, second, gradients)):
+            return -steps
     return steps
 
 

@@ -10,8 +10,8 @@ Whatever goes wrong is a `StorageError` that names the URI.
 
 from rayfm.storage.listing import InputFile, list_files
 from rayfm.storage.reading import is_compressed, open_input, read_bytes
-from rayfm.storage.uris import SCHEMES, Uri, absolute, local_path, resolve
-from rayfm.storage.writing import JsonLines, atomic_writer, check_writable
+from rayfm.storage.uris import SCHEMES, Uri, absolute, join, local_path, resolve
+from rayfm.storage.writing import JsonLines, atomic_writer, check_writable, jsonable
 
 __all__ = [
     "SCHEMES",
@@ -22,6 +22,8 @@ __all__ = [
     "atomic_writer",
     "check_writable",
     "is_compressed",
+    "join",
+    "jsonable",
     "list_files",
     "local_path",
     "open_input",

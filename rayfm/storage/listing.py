@@ -167,7 +167,10 @@ def _hint(uri: str) -> str:
     folder, name = os.path.split(path)
     while not os.path.isdir(folder):
         folder, name = os.path.split(folder)
-    near = difflib.get_close_matches(name, os.listdir(folder), n=3)
+    if name == "-":
+        return "Standard input is not read; name a file."
+    stems = {os.path.splitext(other)[0]: other for other in sorted(os.listdir(folder))}
+    near = [stems[stem] for stem in difflib.get_close_matches(os.path.splitext(name)[0], stems, n=3, cutoff=0.7)]
     if near:
         return f"Did you mean {' or '.join(os.path.join(folder, other) for other in near)}?"
     return f"{folder} holds nothing with a name like {name}."

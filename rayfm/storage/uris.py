@@ -87,6 +87,18 @@ def absolute(uri: Uri) -> str:
     return local_path(uri) or os.fspath(uri)
 
 
+def join(uri: Uri, name: str) -> str:
+    """Return the URI of `name` in the folder `uri`; options of the URI stay at its end.
+
+    >>> join("s3://bucket/jobs/?region=eu-west-1", "a/job.json"), join("/", "tmp")
+    ('s3://bucket/jobs/a/job.json?region=eu-west-1', '/tmp')
+    """
+    text = os.fspath(uri)
+    options = OPTIONS.search(text) if SCHEME.fullmatch(text) else None
+    folder = text[: options.start()] if options else text
+    return f"{folder.rstrip('/')}/{name}{options[0] if options else ''}"
+
+
 def _s3(bucket: str) -> FileSystem:
     """Connect to S3 as the environment says."""
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem, resolve_s3_region

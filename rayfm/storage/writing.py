@@ -177,7 +177,7 @@ class JsonLines:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Add a line. NaN and infinities become null; NumPy's numbers and arrays become JSON's."""
-        line = json.dumps(_jsonable(record), allow_nan=False, ensure_ascii=False).encode() + b"\n"
+        line = json.dumps(jsonable(record), allow_nan=False, ensure_ascii=False).encode() + b"\n"
         if self._path is None:
             self._before += line
             with atomic_writer(self._uri) as file:
@@ -190,14 +190,14 @@ class JsonLines:
         self._before = b""
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """Return `value` with NumPy's types replaced by Python's and what is not finite by None."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _jsonable(item) for key, item in value.items()}
+        return {key: jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     return value

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from os import PathLike
 from typing import Any
 
 import ray
 
-from rayfm.errors import HyperparameterError
+from rayfm.errors import HyperparameterError, RayfmError, StoppedError, StorageError
 from rayfm.hyperparameters import Hyperparameters
 from rayfm.metrics import metric_named
 from rayfm.model import FactorizationMachine
@@ -17,7 +18,7 @@ from rayfm.progress import Watcher, silent
 from rayfm.reading import ReadOptions
 from rayfm.storage import list_files
 from rayfm.training import cluster, job
-from rayfm.training.run import Outcome, RunController, RunSpec, Stopped
+from rayfm.training.run import Outcome, RunController, RunSpec
 from rayfm.training.sources import FilesSource, as_source
 
 STOP_TIMEOUT_S = 20.0
@@ -114,7 +115,7 @@ def train(
     channels = {"train": as_source(train, labels, weights, options, "train")}
     for name, given in (("validation", validation), ("test", test)):
         if given is not None:
-            features, its_labels = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+            features, its_labels = given if _is_pair(given) else (given, None)
             channels[name] = as_source(features, its_labels, None, options, name)
     _check(hyperparameters, channels, train_instance_count)
     job_name = job_name or job.new_job_name()
@@ -131,8 +132,8 @@ def train(
 
 def _check(values: Hyperparameters, channels: Mapping[str, Any], workers: int) -> None:
     """Find what can be found wrong before anything is started."""
-    if workers < 1:
-        raise HyperparameterError(f"train_instance_count must be >= 1, got {workers}.")
+    if not isinstance(workers, int) or workers < 1:
+        raise HyperparameterError(f"train_instance_count must be an integer >= 1, got {workers}.")
     for name in ("early_stopping_patience", "early_stopping_metric"):
         if getattr(values, name) is not None and "validation" not in channels:
             raise HyperparameterError(f"{name} needs a validation channel, and there is none.")
@@ -143,36 +144,64 @@ def _check(values: Hyperparameters, channels: Mapping[str, Any], workers: int) -
             list_files(source.uris)
 
 
+def _is_pair(given: Any) -> bool:
+    """Tell (features, labels) from a pair of files; (file, None) is the former."""
+    if not (isinstance(given, tuple) and len(given) == 2):
+        return False
+    return given[1] is None or not isinstance(given[0], str | PathLike)
+
+
 def watch(spec: RunSpec, watcher: Callable[[dict[str, Any]], None]) -> Outcome:
     """Run the controller and pass its events to `watcher` until it ends; stop it when interrupted."""
     controller = ray.remote(RunController).options(num_cpus=0, max_concurrency=8).remote(spec)
+    running = controller.execute.remote()
     try:
-        running = controller.execute.remote()
         seen = 0
-        ended = False
-        while not ended:
-            ended = bool(ray.wait([running], timeout=0)[0])
+        while not ray.wait([running], timeout=0)[0]:
             for event in ray.get(controller.events.remote(seen)):
                 seen += 1
                 watcher(event)
+                if event["event"] == "end":
+                    ray.wait([running], timeout=STOP_TIMEOUT_S)
+        for event in ray.get(controller.events.remote(seen, 0.0)):
+            watcher(event)
         outcome: Outcome = ray.get(running)
         return outcome
     except ray.exceptions.RayError as error:
-        raise cluster.explain(error, "the run failed") from error
+        reason = cluster.explain(error, "the run failed")
+        _settle(spec, job.FAILED, reason)
+        raise reason from error
     except BaseException as error:  # an interrupt, or whatever the watcher raised, such as a broken pipe
-        _stop(controller, running)
+        stopped = StoppedError("interrupted; the job was stopped and wrote no model.")
+        finished = _stop(controller, running)
+        if finished is not None and isinstance(error, KeyboardInterrupt):
+            return finished
+        _settle(spec, job.STOPPED, stopped)
         if isinstance(error, KeyboardInterrupt):
-            raise Stopped("interrupted; the job was stopped and wrote no model.") from None
+            raise stopped from None
         raise
     finally:
         ray.kill(controller)
-        cluster.release(spec.job_name)
+        cluster.release(spec.reservation)
 
 
-def _stop(controller: Any, running: Any) -> None:
-    """Let the run stop in order, then by force; a second interrupt goes straight to force."""
+def _stop(controller: Any, running: Any) -> Outcome | None:
+    """Let the run stop in order, then by force; a second interrupt goes straight to force.
+
+    Returns the outcome of a run that had ended before it could be stopped.
+    """
     try:
         controller.stop.remote()
         ray.wait([running], timeout=STOP_TIMEOUT_S)
-    except KeyboardInterrupt:
-        return
+        outcome: Outcome = ray.get(running, timeout=0)
+        return outcome
+    except (KeyboardInterrupt, RayfmError, ray.exceptions.RayError):
+        return None
+
+
+def _settle(spec: RunSpec, status: str, reason: RayfmError) -> None:
+    """See that job.json tells the end, also of a controller that was killed."""
+    try:
+        spec.directory.settle(status, str(reason))
+    except StorageError as error:
+        reason.add_note(f"The status could not be kept: {error}")

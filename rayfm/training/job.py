@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from rayfm.errors import StorageError
+from rayfm.errors import HyperparameterError, StorageError
 from rayfm.model import MODEL_FILE
-from rayfm.storage import JsonLines, absolute, atomic_writer, check_writable, resolve
+from rayfm.storage import JsonLines, absolute, atomic_writer, check_writable, join, jsonable, read_bytes, resolve
 
 BASE_NAME = "factorization-machines"
 NAME_PATTERN = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 METRICS_FILE, STATUS_FILE = "metrics.jsonl", "job.json"
+IN_PROGRESS, COMPLETED, FAILED, STOPPED = "InProgress", "Completed", "Failed", "Stopped"
 
 
 def new_job_name(base: str = BASE_NAME) -> str:
@@ -67,12 +69,16 @@ class JobDirectory:
 
         Raises
         ------
+        HyperparameterError
+            If the name is not allowed.
         StorageError
-            If it cannot be written, if a job of that name is there already, or if the name is not allowed.
+            If the directory cannot be written, or a job of that name is there already.
         """
         if not NAME_PATTERN.fullmatch(job_name):
-            raise StorageError(f"job name must have 1 to 63 letters, digits and inner hyphens, got {job_name!r}.")
-        directory = cls(f"{absolute(output_path).rstrip('/')}/{job_name}")
+            raise HyperparameterError(
+                f"job_name must have 1 to 63 letters, digits and inner hyphens, got {job_name!r}."
+            )
+        directory = cls(join(absolute(output_path), job_name))
         if _exists(directory.status_uri):
             raise StorageError(f"{directory.uri} holds a job already. Choose another job name or output path.")
         check_writable(directory.uri)
@@ -81,22 +87,28 @@ class JobDirectory:
     @property
     def model_uri(self) -> str:
         """The model file."""
-        return f"{self.uri}/{MODEL_FILE}"
+        return join(self.uri, MODEL_FILE)
 
     @property
     def metrics_uri(self) -> str:
         """The events, one JSON object per line."""
-        return f"{self.uri}/{METRICS_FILE}"
+        return join(self.uri, METRICS_FILE)
 
     @property
     def status_uri(self) -> str:
         """The status."""
-        return f"{self.uri}/{STATUS_FILE}"
+        return join(self.uri, STATUS_FILE)
 
     def write_status(self, status: dict[str, Any]) -> None:
         """Replace job.json by `status`."""
         with atomic_writer(self.status_uri) as file:
-            file.write(json.dumps(status, indent=2).encode() + b"\n")
+            file.write(json.dumps(jsonable(status), indent=2, allow_nan=False).encode() + b"\n")
+
+    def settle(self, status: str, reason: str) -> None:
+        """Write the end of a run into job.json when the run itself no longer could."""
+        written = json.loads(read_bytes(self.status_uri))
+        if written["status"] == IN_PROGRESS:
+            self.write_status({**written, "status": status, "ended": time.time(), "reason": reason})
 
     def open_metrics(self) -> JsonLines:
         """Open metrics.jsonl for appending."""

@@ -1,14 +1,14 @@
 """One training run, from its channels to its model.
 
-The controller is an actor beside the workers, so that the data and the run belong to the cluster and the user's
-process only watches. In turn it reads the channels (Ray Data, once), reserves workers, deals them their rows, and
-leads them through epochs of a few rounds: train, average, publish. Everything that it creates is removed when it
-ends, however it ends.
+The controller is an actor beside the workers, so that the data belongs to the cluster and the user's process only
+watches; it ends with that process. In turn it reads the channels (Ray Data, once), reserves workers, deals them their
+rows, and leads them through epochs of a few rounds: train, average, publish. Everything that it creates is removed when
+it ends, however it ends.
 """
 
 from __future__ import annotations
 
-import os
+import logging
 import secrets
 import threading
 import time
@@ -21,7 +21,15 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayfm.batch import RowRules
-from rayfm.errors import DivergenceError, HyperparameterError, RayfmError
+from rayfm.errors import (
+    DataError,
+    DivergenceError,
+    HyperparameterError,
+    RayfmError,
+    ResourceError,
+    StoppedError,
+    StorageError,
+)
 from rayfm.hyperparameters import Hyperparameters
 from rayfm.kernels.training import Parameters
 from rayfm.metrics import Metric, RankingCounts, Sums, default_metric, metric_named, sums_for
@@ -40,6 +48,8 @@ ROWS_BETWEEN_SIGNS_OF_LIFE = 200_000
 
 Event = dict[str, Any]
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
@@ -53,9 +63,11 @@ class RunSpec:
         Let workers share CPUs, as on the embedded Ray.
     worker_memory_bytes
         A worker keeps its rows in its own memory when they take no more than this, and maps them from the object
-        store block by block when they do. None: 0.4 of the machine's memory, divided by the workers.
+        store block by block when they do. None: half of a worker's part of its node's memory.
     round_timeout_s
         Deadline of one round of all workers.
+    reservation
+        Name of the workers' placement group, of this run alone.
     """
 
     job_name: str
@@ -66,6 +78,7 @@ class RunSpec:
     oversubscribe: bool = False
     worker_memory_bytes: int | None = None
     round_timeout_s: float = 3600.0
+    reservation: str = field(default_factory=lambda: f"rayfm-{secrets.token_hex(8)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +102,6 @@ class Outcome:
     best_epoch: int
 
 
-class Stopped(RayfmError):
-    """The run was asked to stop."""
-
-
 @dataclass(slots=True)
 class _Best:
     """The best epoch so far."""
@@ -109,6 +118,8 @@ class Run:
         self.spec, self._stopped = spec, stopped
         self._values = spec.hyperparameters
         self._seed = secrets.randbits(63) if self._values.seed is None else self._values.seed
+        self._sources = dict(spec.channels)
+        self._descriptions = {name: source.description for name, source in spec.channels.items()}
         self._metrics_file = spec.directory.open_metrics()
         self._emit_to = emit
         self._history: list[Event] = []
@@ -122,24 +133,35 @@ class Run:
             Whatever ended the run, also written to job.json.
         """
         began = time.time()
-        self._write_status("InProgress", began)
+        self._write_status(job.IN_PROGRESS, began)
         try:
             outcome = self._execute()
         except BaseException as error:
             reason = error if isinstance(error, RayfmError) else cluster.explain(error, "the run failed")
-            stopped = isinstance(reason, Stopped)
-            self._write_status("Stopped" if stopped else "Failed", began, reason=str(reason))
-            self._emit({"event": "end", "status": "Stopped" if stopped else "Failed", "reason": str(reason)})
+            status = job.STOPPED if isinstance(reason, StoppedError) else job.FAILED
+            self._end(status, began, reason=str(reason))
             raise reason from error
-        self._write_status("Completed", began, metrics=outcome.metrics, best_epoch=outcome.best_epoch)
-        self._emit({"event": "end", "status": "Completed", "metrics": outcome.metrics, "seconds": time.time() - began})
+        self._end(job.COMPLETED, began, metrics=outcome.metrics, best_epoch=outcome.best_epoch)
         return outcome
 
+    def _end(self, status: str, began: float, **facts: Any) -> None:
+        """Write the end down; a directory that can no longer be written changes nothing about it."""
+        try:
+            self._write_status(status, began, **facts)
+        except StorageError as error:
+            logger.warning("The status %s of %s could not be kept: %s", status, self.spec.job_name, error)
+        self._emit({"event": "end", "status": status, "seconds": time.time() - began, **facts})
+
     def _execute(self) -> Outcome:
+        workers, share, name = self.spec.world_size, self.spec.oversubscribe, self.spec.reservation
+        cluster.check_size(workers, oversubscribe=share)
+        cluster.wait_for_a_cpu(self._check_stopped)
         channels, feature_dim = self._read_channels()
-        with cluster.reserved_workers(
-            self.spec.world_size, oversubscribe=self.spec.oversubscribe, name=self.spec.job_name
-        ) as (group, cpus):
+        self._check_memory(feature_dim)
+        with cluster.reserved_workers(workers, oversubscribe=share, name=name) as (
+            group,
+            cpus,
+        ):
             team = _Team(group, cpus, self.spec)
             try:
                 self._start(team, channels, feature_dim)
@@ -152,12 +174,12 @@ class Run:
         """Read every channel, ``train`` first, and settle feature_dim."""
         feature_dim = self._values.feature_dim
         channels: dict[str, Blocks] = {}
-        for name in sorted(self.spec.channels, key=lambda name: name != "train"):
+        for name in sorted(self._sources, key=lambda name: name != "train"):
             self._check_stopped()
             began = time.time()
             rules = RowRules(feature_dim, binary_labels=self._values.is_classifier)
             index_base = channels["train"].index_base if channels else None
-            blocks = sources.read(self.spec.channels[name], rules, index_base)
+            blocks = sources.read(self._sources.pop(name), rules, index_base)
             feature_dim = feature_dim or blocks.feature_dim
             channels[name] = blocks
             facts = {"rows": blocks.num_rows, "entries": blocks.num_entries, "seconds": time.time() - began}
@@ -166,12 +188,23 @@ class Run:
             raise HyperparameterError("feature_dim must be given: the training data has no feature to infer it from.")
         return channels, feature_dim
 
+    def _check_memory(self, feature_dim: int) -> None:
+        """Refuse a model that cannot fit a worker: parameters and two states in float32, and the server's copies."""
+        needed = feature_dim * (self._values.num_factors + 1) * 4 * 4
+        room = cluster.memory_of_a_worker(self.spec.world_size)
+        if needed > room:
+            raise ResourceError(
+                f"a worker needs {needed / 2**30:.1f} GiB for feature_dim={feature_dim} and num_factors="
+                f"{self._values.num_factors}, and has {room / 2**30:.1f} GiB. Lower num_factors, hash the features, or "
+                "see with `rayfm check` whether a single outlying key makes feature_dim so large."
+            )
+
     def _start(self, team: _Team, channels: dict[str, Blocks], feature_dim: int) -> None:
         """Start the workers, give them their rows and compile."""
         spec, began = self.spec, time.time()
         budget = spec.worker_memory_bytes
         if budget is None:
-            budget = int(0.4 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // spec.world_size
+            budget = cluster.memory_of_a_worker(spec.world_size) // 2
         setup = WorkerSetup(self._values, feature_dim, self._seed, spec.world_size, budget)
         team.start(setup)
         shards = {
@@ -207,19 +240,30 @@ class Run:
             if "validation" in channels:
                 measured = self._evaluate(team, "validation", published)
                 record.update(_named("validation", measured))
+                if np.isnan(measured[judge.name]):
+                    raise DataError(
+                        f"{judge.name} of the validation data is undefined.",
+                        "It needs rows of both classes and weights that are not all 0; else name another metric.",
+                    )
                 improved = epoch == 0 or judge.is_better(measured[judge.name], than=best.value)
                 record["best"] = improved
                 if improved:
-                    best = _Best(epoch, measured[judge.name], published or ray.get(team.workers[0].publish.remote()))
+                    best = _Best(epoch, measured[judge.name], published or self._published_by(team))
             self._history.append(record)
             self._emit(record)
             patience = values.early_stopping_patience
-            if patience and "validation" in channels and epoch - best.epoch >= patience:
+            waited = epoch - best.epoch if "validation" in channels else 0
+            if patience and waited >= patience and epoch + 1 < values.epochs:
                 self._emit({"event": "early stop", "epoch": epoch, "best_epoch": best.epoch, "metric": judge.name})
                 break
         if not best.published:
-            best = _Best(values.epochs - 1, published=published or ray.get(team.workers[0].publish.remote()))
+            best = _Best(values.epochs - 1, published=published or self._published_by(team))
         return best
+
+    def _published_by(self, team: _Team) -> list[Any]:
+        """Publish the parameters of a lone worker."""
+        published: list[Any] = self._wait([team.workers[0].publish.remote()], "publishing the parameters")[0]
+        return published
 
     def _judge(self) -> Metric:
         name = self._values.early_stopping_metric
@@ -323,13 +367,20 @@ class Run:
 
     def _check_stopped(self) -> None:
         if self._stopped():
-            raise Stopped("the job was stopped.")
+            raise StoppedError("the job was stopped.")
 
     def _emit(self, event: Event, *, keep: bool = True) -> None:
         event["time"] = time.time()
         if keep:
-            self._metrics_file.write(event)
+            self._keep(event)
         self._emit_to(event)
+
+    def _keep(self, event: Event) -> None:
+        """Append to metrics.jsonl; a run of hours does not end because one line could not be written."""
+        try:
+            self._metrics_file.write(event)
+        except StorageError as error:
+            logger.warning("An event of %s could not be kept: %s", self.spec.job_name, error)
 
     def _write_status(self, status: str, began: float, **more: Any) -> None:
         self.spec.directory.write_status(
@@ -341,7 +392,7 @@ class Run:
                 "hyperparameters": self._values.as_dict(),
                 "seed": self._seed,
                 "train_instance_count": self.spec.world_size,
-                "channels": {name: source.description for name, source in self.spec.channels.items()},
+                "channels": self._descriptions,
                 "versions": job.library_versions(),
                 **more,
             }

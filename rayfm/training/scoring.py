@@ -5,6 +5,7 @@ The rows take the road that training data takes, so the same inputs are understo
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import time
@@ -19,7 +20,7 @@ import ray
 from numpy.typing import ArrayLike
 
 from rayfm.batch import RowRules, SparseBatch
-from rayfm.errors import DataError
+from rayfm.errors import DataError, StorageError
 from rayfm.formats.scores import ScoredRows, writer_for
 from rayfm.metrics import RankingCounts, Sums, sums_for
 from rayfm.model import FactorizationMachine
@@ -250,6 +251,29 @@ def _opened(output: str) -> Iterator[BinaryIO]:
         with atomic_writer(output) as file:
             yield file
         return
+    if sys.stdout is None:
+        raise StorageError("standard output is closed. Name a file with --output.")
     sys.stdout.flush()
-    yield sys.stdout.buffer
-    sys.stdout.buffer.flush()
+    with io.BufferedWriter(_Whole(sys.stdout.buffer)) as file:  # unbuffered, the stream may write less than it is given
+        yield file
+
+
+class _Whole(io.RawIOBase):
+    """Passes all of what is written to a stream, which stays open."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._stream.write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise StorageError(f"standard output cannot be written: {error.strerror}.") from error
+
+    def flush(self) -> None:
+        self._stream.flush()

@@ -93,8 +93,8 @@ class Shard:
         for part in slices:
             self._survey(part.load())
         self._resident: SparseBatch | None = None
-        self._order: tuple[Any, NDArray[np.int64]] = (None, np.arange(self.num_rows))
         if self.size_bytes <= budget_bytes:
+            self._order: tuple[Any, NDArray[np.int64]] = (None, np.arange(self.num_rows))
             self._resident = SparseBatch.concatenate([part.load() for part in slices])
 
     def _survey(self, batch: SparseBatch) -> None:
@@ -127,7 +127,7 @@ class Shard:
             yield self._resident, self._resident_order(seed)[start:stop]
             return
         carried: list[SparseBatch] = []
-        for batch in self._streamed(start, stop, None if seed is None else np.random.default_rng(seed)):
+        for batch in self._streamed(start, stop, seed):
             joined = SparseBatch.concatenate([*carried, batch])
             whole = joined.num_rows // self.mini_batch_size * self.mini_batch_size
             if whole:
@@ -141,14 +141,17 @@ class Shard:
             self._order = (seed, np.random.default_rng(seed).permutation(self.num_rows))
         return self._order[1]
 
-    def _streamed(self, start: int, stop: int, rng: np.random.Generator | None) -> Iterator[SparseBatch]:
+    def _streamed(self, start: int, stop: int, seed: tuple[int, ...] | None) -> Iterator[SparseBatch]:
         first = 0
-        sequence = range(len(self.slices)) if rng is None else rng.permutation(len(self.slices)).tolist()
+        count = len(self.slices)
+        sequence = range(count) if seed is None else np.random.default_rng(seed).permutation(count).tolist()
         for index in sequence:
             part = self.slices[index]
-            rows = np.arange(part.num_rows) if rng is None else rng.permutation(part.num_rows)
             low, high = max(start - first, 0), min(stop - first, part.num_rows)
             if low < high:
                 batch = part.load()
-                yield batch.rows(low, high) if rng is None else batch.take(rows[low:high])
+                if seed is not None:
+                    batch = batch.take(np.random.default_rng((*seed, index)).permutation(part.num_rows)[low:high])
+                    low, high = 0, high - low
+                yield batch.rows(low, high)
             first += part.num_rows

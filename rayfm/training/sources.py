@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import ray
 
-from rayfm.batch import Chunk, RowRules, SparseBatch, raise_problem
+from rayfm.batch import EQUAL_WIDTHS, Chunk, RowRules, SparseBatch, raise_problem
 from rayfm.errors import DataError
 from rayfm.formats.parquet import chunks_from_table
 from rayfm.formats.parquet_columns import DEFAULT_COLUMNS, ParquetColumns
@@ -178,6 +178,7 @@ class DatasetSource:
                 rules.check(chunk, raise_problem)
                 yield (chunk.batch if keep_uids else replace(chunk.batch, uids=None)).to_arrow()
 
+        self.data.context.execution_options.preserve_order = True  # a dataset brings the context it was made in
         return self.data.map_batches(convert, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
 
 
@@ -200,15 +201,21 @@ def as_source(
         If the type is none of these, or the lengths differ.
     """
     options = options or ReadOptions()
+    is_matrix = isinstance(data, SparseBatch) or hasattr(data, "shape")
+    if not is_matrix and not isinstance(data, list | tuple) and (labels is not None or weights is not None):
+        kind = type(data).__name__
+        raise DataError(f"labels and weights of {what} must be in the data itself, as {what} is a {kind}.")
     if isinstance(data, FilesSource | MemorySource | DatasetSource):
         return data
     if isinstance(data, str) or hasattr(data, "__fspath__"):
         data = [data]
     if isinstance(data, list | tuple) and data and all(isinstance(x, str) or hasattr(x, "__fspath__") for x in data):
+        if labels is not None or weights is not None:
+            raise DataError(f"labels and weights of {what} must be in the files themselves.")
         return FilesSource(tuple(absolute(uri) for uri in data), options)
     if hasattr(data, "iter_internal_ref_bundles"):
         return DatasetSource(data, options.columns)
-    if hasattr(data, "columns") and labels is None:
+    if hasattr(data, "columns") and labels is None and weights is None:
         return MemorySource(_frame_batch(data, options.columns))
     batch = as_batch(data, labels, weights)
     for name, column in (("labels", batch.labels), ("weights", batch.weights)):
@@ -248,6 +255,9 @@ def read_tables(
     size = 0
     for piece in pieces:
         for chunk in read_piece(piece, options, rules):
+            if pending and chunk.batch.feature_dim != pending[0].feature_dim:  # `read` compares the widths of tables
+                yield SparseBatch.concatenate(pending).to_arrow()
+                pending, size = [], 0
             pending.append(chunk.batch if keep_uids else replace(chunk.batch, uids=None))
             size += chunk.batch.size_bytes
             if size >= BLOCK_BYTES:
@@ -302,14 +312,11 @@ def read(source: Source, rules: RowRules, index_base: int | None = None) -> Bloc
     dealt = [(block, survey.num_rows) for block, survey in zip(blocks, surveys, strict=True) if survey.num_rows]
     if not dealt:
         raise DataError("there are no rows.", "Check the path and the export.", source.description)
-    widths = {survey.feature_dim for survey in surveys if survey.feature_dim}
-    if len(widths) > 1:
-        raise DataError(
-            f"rows are {min(widths)} features wide in one place and {max(widths)} in another.",
-            "Make all files of a channel equally wide.",
-            source.description,
-        )
     inferred = max(survey.largest_key for survey in surveys) + 1
+    widths = {survey.feature_dim for survey in surveys if survey.feature_dim}
+    if widths and max(inferred, *widths) > min(widths):
+        problem = f"rows are {min(widths)} features wide in one place and {max(inferred, *widths)} in another."
+        raise DataError(problem, EQUAL_WIDTHS, source.description)
     base = source.options.index_base if isinstance(source, FilesSource) else None
     entries = sum(survey.num_entries for survey in surveys)
     return Blocks(dealt, entries, max(widths, default=inferred) or None, base, notes, data)

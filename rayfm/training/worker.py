@@ -167,16 +167,20 @@ class Worker:
 
     def evaluate(self, channel: str, published: list[Any]) -> tuple[Sums, RankingCounts | None]:
         """Return the metric sums of this worker's rows of a channel under the published (or own) parameters."""
-        sums, ranking = self._sums_type(), None
         parameters: Parameters = ray.get(published[0])[0] if published else self._parameters
+        sums = self._sums_type()
+        scored = []
         for part in self._channels.get(channel, []):
             batch = part.load()
-            raw = score(batch, *parameters)
-            sums += self._sums_type.of(raw, batch.labels_or_nan, batch.weights)
-            if self.setup.hyperparameters.is_classifier:
-                counts = RankingCounts.of(raw, batch.labels_or_nan, batch.weights)
-                ranking = counts if ranking is None else ranking.merge(counts)
-        return sums, ranking
+            columns = (score(batch, *parameters), batch.labels_or_nan, batch.weights)
+            sums += self._sums_type.of(*columns)
+            scored.append(columns)
+        if not self.setup.hyperparameters.is_classifier or not scored:
+            return sums, None
+        raw, labels, weights = zip(*scored, strict=True)
+        if any(column is None for column in weights):
+            weights = tuple(np.ones(len(r), "f4") if w is None else w for r, w in zip(raw, weights, strict=True))
+        return sums, RankingCounts.of(*(np.concatenate(columns) for columns in (raw, labels, weights)))
 
     def publish(self) -> list[Any]:
         """Put this worker's parameters into the object store; returns the reference, in a list."""
@@ -209,8 +213,9 @@ class Worker:
         parameters, accumulators = ray.get(published[0])
         for own, new in zip(self._parameters, parameters, strict=True):
             np.copyto(own, new)
-        for own, new in zip(self._second, accumulators or self._second, strict=True):
-            np.copyto(own, new)
+        if accumulators is not None:
+            for own, new in zip(self._second, accumulators, strict=True):
+                np.copyto(own, new)
         if self.setup.hyperparameters.optimizer == "ftrl":
             restart_ftrl(self._rule, self._parameters, self._first, self._second)
 
@@ -230,7 +235,7 @@ class Worker:
             f"{name}_lr={rate:g}" for name, rate in zip(("bias", "linear", "factors"), self._rule.lr, strict=True)
         )
         return DivergenceError(
-            f"loss became NaN or infinite in epoch {epoch}, step {step} on rank {self.rank} ({rates}, "
+            f"loss or gradients became NaN or infinite in epoch {epoch}, step {step} on rank {self.rank} ({rates}, "
             f"largest |x|={self._shard.largest_value:.3g}). Lower the learning rates, or scale the features."
         )
 
@@ -241,7 +246,9 @@ class Worker:
         size = self.setup.hyperparameters.mini_batch_size
         labels = batch.labels_or_nan[order]
         weights = None if batch.weights is None else batch.weights[order]
-        running = []
+        running: list[tuple[int, Sums]] = []
+        if not len(order):
+            return running
         done = 0
         batches = -(-len(order) // size)
         first_report = -self._epoch_batches % BATCHES_BETWEEN_METRICS

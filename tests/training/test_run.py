@@ -2,7 +2,11 @@
 
 import io
 import json
+import os
 import re
+import shutil
+import signal
+import time
 
 import numpy as np
 import pandas as pd
@@ -11,13 +15,15 @@ import ray
 import scipy.sparse as sp
 
 from rayfm.batch import SparseBatch
-from rayfm.errors import DataError, DivergenceError, HyperparameterError, ResourceError, StorageError
+from rayfm.errors import DataError, DivergenceError, HyperparameterError, ResourceError, StorageError, WorkerError
 from rayfm.formats import libsvm, parquet, recordio
+from rayfm.hyperparameters import Hyperparameters
 from rayfm.model import FactorizationMachine
 from rayfm.progress import log_lines
 from rayfm.reading import ReadOptions
 from rayfm.training import cluster
 from rayfm.training.driver import train
+from tests.conftest import live_actors
 
 pytestmark = pytest.mark.usefixtures("ray_cluster", "no_leftovers")
 
@@ -223,7 +229,7 @@ def test_train__truncated_recordio_names_the_record(tmp_path):
 
 def test_train__divergence_tells_where_and_what_to_change(tmp_path):
     features, labels = problem()
-    pattern = r"loss became NaN or infinite in epoch \d+, step \d+ on rank \d \(.*factors_lr=.*largest \|x\|=1.5e\+12\)"
+    pattern = r"became NaN or infinite in epoch \d+, step \d+ on rank \d \(.*factors_lr=.*largest \|x\|=1.5e\+12\)"
     with pytest.raises(DivergenceError, match=pattern):
         fit(tmp_path, features * 1e12, labels, workers=2, factors_lr=50, epochs=5)
     assert not (tmp_path / "job" / "model.safetensors").exists()
@@ -234,8 +240,8 @@ def test_train__divergence_tells_where_and_what_to_change(tmp_path):
     [
         ({"early_stopping_patience": 2}, HyperparameterError, "needs a validation channel"),
         ({"early_stopping_metric": "auc", "validation": problem(9)}, HyperparameterError, "metric must be one of rmse"),
-        ({"workers": 0}, HyperparameterError, "train_instance_count must be >= 1"),
-        ({"name": "no spaces"}, StorageError, "job name must have"),
+        ({"workers": 0}, HyperparameterError, "train_instance_count must be an integer >= 1"),
+        ({"name": "no spaces"}, HyperparameterError, "job_name must have"),
     ],
 )
 def test_train__refuses_before_anything_starts(tmp_path, more, error, message):
@@ -262,3 +268,124 @@ def test_reserved_workers__too_many_for_a_cluster_says_both_numbers():
     with pytest.raises(ResourceError, match="9 workers need 9 CPUs, the cluster has 8"):
         with cluster.reserved_workers(9, oversubscribe=False, name="too-many"):
             pass
+
+
+def test_train__labels_and_weights_are_used_or_refused(tmp_path):
+    features, labels = problem(50)
+    wrong = SparseBatch.from_scipy(features, np.zeros(50))
+    used = fit(tmp_path, wrong, labels, "a")
+    same_bits(used, fit(tmp_path, features, labels, "b"))
+    path = tmp_path / "rows.parquet"
+    with path.open("wb") as file:
+        parquet.write(file, SparseBatch.from_scipy(features, labels))
+    for data in (str(path), [str(path)], ray.data.read_parquet(str(path))):
+        with pytest.raises(DataError, match="must be in the"):
+            fit(tmp_path, data, labels, "c")
+
+
+def test_train__a_pair_of_files_is_not_features_and_labels(tmp_path):
+    features, labels = problem(50)
+    paths = []
+    for name, rows in (("a", slice(0, 20)), ("b", slice(20, 50))):
+        paths.append(str(tmp_path / f"{name}.parquet"))
+        with open(paths[-1], "wb") as file:
+            parquet.write(file, SparseBatch.from_scipy(features[rows], labels[rows]))
+    events = []
+    fit(tmp_path, features, labels, validation=tuple(paths), watcher=events.append)
+    assert [e["rows"] for e in events if e["event"] == "read" and e["channel"] == "validation"] == [50]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "ftrl"])
+def test_train__a_rate_of_zero_leaves_its_parameters_alone(tmp_path, optimizer):
+    features, labels = problem(50)
+    result = fit(tmp_path, features, labels, optimizer=optimizer, factors_lr=0, linear_lr=0.1)
+    start = FactorizationMachine.initialised(Hyperparameters.of(TASK | {"optimizer": optimizer}), 30, 5)
+    np.testing.assert_array_equal(result.model.factors, start.factors)
+    assert (result.model.linear != start.linear).any()
+
+
+def test_train__squared_gradients_that_overflow_are_a_divergence(tmp_path):
+    """Else the parameter would stand still for ever while the job claims success."""
+    with pytest.raises(DivergenceError, match="gradients"):
+        fit(tmp_path, np.full((60, 2), 1.7e9), np.ones(60) * 1e14, epochs=3, factors_init_sigma=0, linear_init_sigma=0)
+
+
+def test_train__an_undefined_validation_metric_is_said(tmp_path):
+    features, labels = problem(60, classifier=True)
+    one_class = (features[labels == 1], labels[labels == 1])
+    with pytest.raises(DataError, match="auc of the validation data is undefined"):
+        fit(
+            tmp_path, features, labels, predictor_type="binary_classifier", early_stopping_metric="auc",
+            validation=one_class,
+        )  # fmt: skip
+    result = fit(tmp_path, features, labels, "b", predictor_type="binary_classifier", validation=one_class)
+    assert np.isnan(result.metrics["validation:auc"])
+    assert json.loads((tmp_path / "b" / "job.json").read_text())["metrics"]["validation:auc"] is None
+    assert result.model.metrics["validation:auc"] is None
+
+
+def test_train__the_order_of_a_dataset_is_kept(tmp_path):
+    features, labels = problem(400)
+    frame = pd.DataFrame(features.toarray()).add_prefix("f").assign(label=labels)
+
+    def slow_start(block):
+        time.sleep(2.0 if block["label"].iloc[0] == labels[0] else 0)
+        return block
+
+    data = ray.data.from_pandas([frame[:200], frame[200:]]).map_batches(slow_start, batch_format="pandas")
+    same_bits(fit(tmp_path, data, None, "a"), fit(tmp_path, features, labels, "b"))
+
+
+def test_train__a_model_that_cannot_fit_is_refused_before_workers_start(tmp_path):
+    (tmp_path / "outlier.libsvm").write_text("1 0:1 4294967290:1\n2 0:1\n")
+    with pytest.raises(ResourceError, match=r"feature_dim=4294967291 .* outlying key"):
+        fit(tmp_path, str(tmp_path / "outlier.libsvm"), None, options=ReadOptions(index_base=0))
+
+
+@pytest.mark.parametrize("victim", ["RunController", "Worker", "ParameterServer"])
+def test_train__a_killed_actor_is_one_clear_error_and_leaves_nothing(tmp_path, victim):
+    features, labels = problem(600)
+
+    def watcher(event):
+        if event["event"] == "epoch" and event["epoch"] == 1:
+            os.kill(next(pid for pid, name in live_actors().items() if name == victim), signal.SIGKILL)
+
+    with pytest.raises(WorkerError):
+        fit(tmp_path, features, labels, workers=2, epochs=100_000, watcher=watcher)
+    status = json.loads((tmp_path / "job" / "job.json").read_text())
+    assert status["status"] == "Failed"
+    assert status["reason"]
+    assert not (tmp_path / "job" / "model.safetensors").exists()
+
+
+def test_train__files_of_different_width_are_refused_however_small(tmp_path):
+    """They share a read task; a kernel would read beyond the narrower model."""
+    wide, narrow = tmp_path / "b_wide.parquet", tmp_path / "a_narrow.parquet"
+    pd.DataFrame({"x": [1.0, 2.0], "label": [0.0, 1.0]}).to_parquet(narrow)
+    pd.DataFrame({"x": [1.0], "y": [2.0], "z": [3.0], "label": [1.0]}).to_parquet(wide)
+    (tmp_path / "c.libsvm").write_text("1 49:1\n")
+    for other in (wide, tmp_path / "c.libsvm"):
+        for pair in ((narrow, other), (other, narrow)):
+            with pytest.raises(DataError, match="1 features wide in one place and (3|50) in another"):
+                fit(tmp_path, [str(path) for path in pair], None, pair[0].stem, options=ReadOptions(index_base=0))
+            shutil.rmtree(tmp_path / pair[0].stem)
+
+
+def test_train__the_name_of_a_job_belongs_to_its_output_path(tmp_path):
+    """Two runs of one name at once, in different places, do not touch each other."""
+    features, labels = problem(300)
+    inner = []
+
+    def watcher(event):
+        if event["event"] == "epoch" and event["epoch"] == 0:
+            inner.append(fit(tmp_path / "other", features, labels, workers=2))
+
+    outer = fit(tmp_path, features, labels, workers=2, epochs=3, watcher=watcher)
+    assert len(outer.history) == 3
+    assert len(inner) == 1
+
+
+def test_connect__an_address_where_nothing_listens_is_known_at_once(monkeypatch):
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    with pytest.raises(ResourceError, match=r"no Ray cluster answered at 127\.0\.0\.1:1"):
+        cluster.connect("127.0.0.1:1")
