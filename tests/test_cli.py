@@ -1,6 +1,7 @@
 """The command line: what it takes, prints and exits with."""
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from click.testing import CliRunner
 from rayfm import __version__, reading
 from rayfm.cli import cli, options
 from rayfm.cli.options import byte_size
-from rayfm.errors import WorkerError
+from rayfm.errors import StorageError, WorkerError
 from rayfm.formats import recordio
 from rayfm.hyperparameters import HYPERPARAMETERS
 from rayfm.model import FactorizationMachine
@@ -139,7 +140,7 @@ def test_byte_size__understands_units():
          'Invalid hyperparameter value ranker for predictor_type. Expecting: Value "binary_classifier" or "regressor"'),
         (["train", "x", "--num-factors", "2"],
          'predictor_type must be given. Expecting: Value "binary_classifier" or "regressor"'),
-        (["train", "x", *REGRESSOR, "--instance-count", "0"], "train_instance_count must be >= 1, got 0."),
+        (["train", "x", *REGRESSOR, "--instance-count", "0"], "train_instance_count must be an integer >= 1, got 0."),
         (["train", "x", *REGRESSOR, "--early-stopping-patience", "2"], "early_stopping_patience needs a validation"),
         (["train", "x", *REGRESSOR, "--worker-memory", "lots"], "must be a size such as 500MB or 4GiB, got 'lots'."),
         (["train", "x", "--hyperparameters", "/nowhere.json"], "'/nowhere.json' does not exist."),
@@ -412,3 +413,47 @@ def test_process__a_closed_pipe_is_no_error(model):
     assert process.stderr.read() == ""
     process.stderr.close()
     process.wait(30)
+
+
+def test_process__a_bad_record_in_predict_is_one_line_without_rays_traceback(model, tmp_path):
+    (tmp_path / "bad.libsvm").write_text("1 1:1\n1 2:nan\n")
+    process = start("predict", model, tmp_path / "bad.libsvm", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert output == ""
+    assert re.fullmatch(r"rayfm: error: \S*bad\.libsvm:2: feature 1 is nan; .*\n", errors)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full to write to")
+def test_predict__output_that_cannot_be_written_is_an_error_also_unbuffered(model, monkeypatch):
+    """Unbuffered, as containers run Python, standard output may take less than it is given, without a word."""
+    from rayfm.training import scoring
+
+    with open("/dev/full", "wb", buffering=0) as full, io.TextIOWrapper(full, write_through=True) as text:
+        monkeypatch.setattr(sys, "stdout", text)
+        with pytest.raises(StorageError, match="standard output cannot be written: No space left"):
+            with scoring._opened("-") as file:
+                file.write(b"0.5\n")
+        monkeypatch.undo()
+    read, write = os.pipe()
+    short = _Short(write)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(short, write_through=True))
+    with scoring._opened("-") as file:
+        file.write(b"0123456789" * 100)
+    monkeypatch.undo()
+    os.close(write)
+    with open(read, "rb") as result:
+        assert result.read() == b"0123456789" * 100
+
+
+class _Short(io.RawIOBase):
+    """A stream that takes seven bytes at a time."""
+
+    def __init__(self, descriptor):
+        self._descriptor = descriptor
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        return os.write(self._descriptor, bytes(data[:7]))

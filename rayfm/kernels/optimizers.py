@@ -58,8 +58,6 @@ def step(code, p, g, first, second, clip, lr, wd, l1, eps, beta, records):  # ty
             g = min(max(g, -clip), clip)
         second += g * g
         return p - lr * g / (np.sqrt(second) + eps), first, second
-    if lr == 0:
-        return p, first, second
     if clip > 0:
         g = min(max(g, -clip), clip)
     before = np.sqrt(second)

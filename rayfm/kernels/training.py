@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayfm.kernels.jit import kernel
-from rayfm.kernels.optimizers import ADAM, BETA1, BETA2, ftrl_linear_term, step
+from rayfm.kernels.optimizers import ADAM, BETA1, BETA2, FTRL, ftrl_linear_term, step
 from rayfm.kernels.scoring import raw_score
 
 Float32 = NDArray[np.float32]
@@ -132,28 +132,33 @@ def update(rule, lr, errors, rows, touched, params, first, second, gradients):  
         which its parameter would stand still for ever.
     """
     code, scale, clip, eps, beta = rule.code, rule.rescale_grad, rule.clip, rule.eps, rule.beta
-    params.bias[0], first.bias[0], second.bias[0] = step(
-        code, params.bias[0], scale * errors, first.bias[0], second.bias[0],
-        clip, lr[0], rule.wd[0], rule.l1[0], eps, beta, np.float32(rows),
-    )  # fmt: skip
+    moves = (code != FTRL or lr[0] > 0, code != FTRL or lr[1] > 0, code != FTRL or lr[2] > 0)  # ftrl divides by rates
+    if moves[0]:
+        params.bias[0], first.bias[0], second.bias[0] = step(
+            code, params.bias[0], scale * errors, first.bias[0], second.bias[0],
+            clip, lr[0], rule.wd[0], rule.l1[0], eps, beta, np.float32(rows),
+        )  # fmt: skip
     k = params.factors.shape[1]
-    squares = np.float64(second.bias[0])
+    squares = second.bias[0]
     for slot in range(touched):
         j = gradients.features[slot]
         records = gradients.records[slot]
-        params.linear[j], first.linear[j], second.linear[j] = step(
-            code, params.linear[j], scale * gradients.linear[slot], first.linear[j], second.linear[j],
-            clip, lr[1], rule.wd[1], rule.l1[1], eps, beta, records,
-        )  # fmt: skip
+        if moves[1]:
+            params.linear[j], first.linear[j], second.linear[j] = step(
+                code, params.linear[j], scale * gradients.linear[slot], first.linear[j], second.linear[j],
+                clip, lr[1], rule.wd[1], rule.l1[1], eps, beta, records,
+            )  # fmt: skip
         square = gradients.squares[slot]
         pairs, p, m, s = gradients.factors[slot], params.factors[j], first.factors[j], second.factors[j]
-        for f in range(k):
-            p[f], m[f], s[f] = step(
-                code, p[f], scale * (pairs[f] - square * p[f]), m[f], s[f],
-                clip, lr[2], rule.wd[2], rule.l1[2], eps, beta, records,
-            )  # fmt: skip
-            pairs[f] = 0.0
+        if moves[2]:
+            for f in range(k):
+                p[f], m[f], s[f] = step(
+                    code, p[f], scale * (pairs[f] - square * p[f]), m[f], s[f],
+                    clip, lr[2], rule.wd[2], rule.l1[2], eps, beta, records,
+                )  # fmt: skip
+        for f in range(k):  # apart: loops with one task are the ones that are vectorised
             squares += s[f]
+            pairs[f] = 0.0
         squares += second.linear[j]
         gradients.slots[j] = -1
         gradients.touched[j] = 1

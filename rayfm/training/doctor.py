@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from rayfm.batch import Chunk, Problem, RowRules
+from rayfm.batch import EQUAL_WIDTHS, Chunk, Problem, RowRules
 from rayfm.errors import DataError, StorageError
 from rayfm.reading import Piece, ReadOptions, cut, detect_format, guess_index_base, read_piece, record_number
 from rayfm.storage import InputFile, Uri, list_files
@@ -83,6 +83,9 @@ def check(
     findings += _numbered(problems, pieces)
     facts = reduce(Facts.merge, (part.facts for part in examined), Facts())
     described = _described(files, formats, facts, widths, options.index_base)
+    if feature_dim is None and widths and facts.largest_key is not None and facts.largest_key >= min(widths):
+        problem = f"rows declare {min(widths)} features, but keys run to {facts.largest_key}."
+        findings.append(Finding(Problem.WRONG_WIDTH, 1, files[0].uri, None, problem, EQUAL_WIDTHS))
     if not facts.rows:
         remedy = "Check the path and the export."
         findings.append(Finding(NO_ROWS, 1, files[0].uri, None, "there are no readable rows.", remedy))
@@ -257,7 +260,7 @@ def _width_conflict(widths: dict[int, _Occurrence]) -> dict[Problem, _Occurrence
     width, first = others[0]
     problem = f"rows are {width} features wide, those before them {expected}."
     count = sum(occurrence.count for _, occurrence in others)
-    return {Problem.WRONG_WIDTH: _Occurrence(count, first.place, problem, "Make all files equally wide.")}
+    return {Problem.WRONG_WIDTH: _Occurrence(count, first.place, problem, EQUAL_WIDTHS)}
 
 
 def _numbered(problems: dict[Problem, _Occurrence], pieces: list[Piece]) -> list[Finding]:

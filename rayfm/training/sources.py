@@ -253,11 +253,14 @@ def read_tables(
     """Read pieces into Arrow tables of about `BLOCK_BYTES`: the body of a read task."""
     pending: list[SparseBatch] = []
     size = 0
+    width: int | None = None
     for piece in pieces:
         for chunk in read_piece(piece, options, rules):
-            if pending and chunk.batch.feature_dim != pending[0].feature_dim:  # `read` compares the widths of tables
-                yield SparseBatch.concatenate(pending).to_arrow()
-                pending, size = [], 0
+            declared = chunk.batch.feature_dim
+            width = width or declared
+            if declared not in (None, width):
+                problem = f"rows are {declared} features wide, those before them {width}."
+                raise DataError(problem, EQUAL_WIDTHS, piece.uri)
             pending.append(chunk.batch if keep_uids else replace(chunk.batch, uids=None))
             size += chunk.batch.size_bytes
             if size >= BLOCK_BYTES:

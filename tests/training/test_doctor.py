@@ -6,6 +6,7 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -304,3 +305,11 @@ def test_report__does_not_fill_the_screen_with_files():
     assert "       and 490 more: empty file" in lines
     assert len(lines) < 40
     assert lines[-1] == "Nothing at which training would stop."
+
+
+def test_check__finds_keys_beyond_the_width_that_other_files_declare(tmp_path):
+    pd.DataFrame({"x": [1.0, 2.0], "label": [0.0, 1.0]}).to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "b.libsvm").write_text("1 49:1\n")
+    report = check([str(tmp_path / "a.parquet"), str(tmp_path / "b.libsvm")], options=ReadOptions(index_base=0))
+    assert not report.ok
+    assert "rows declare 1 features, but keys run to 49" in report.render()

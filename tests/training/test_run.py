@@ -366,9 +366,9 @@ def test_train__files_of_different_width_are_refused_however_small(tmp_path):
     (tmp_path / "c.libsvm").write_text("1 49:1\n")
     for other in (wide, tmp_path / "c.libsvm"):
         for pair in ((narrow, other), (other, narrow)):
-            with pytest.raises(DataError, match="1 features wide in one place and (3|50) in another"):
-                fit(tmp_path, [str(path) for path in pair], None, pair[0].stem, options=ReadOptions(index_base=0))
-            shutil.rmtree(tmp_path / pair[0].stem)
+            with pytest.raises(DataError, match=r"features wide(, those before them| in one place and 50 in)"):
+                fit(tmp_path, [str(path) for path in pair], None, "widths", options=ReadOptions(index_base=0))
+            shutil.rmtree(tmp_path / "widths")
 
 
 def test_train__the_name_of_a_job_belongs_to_its_output_path(tmp_path):
