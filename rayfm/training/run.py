@@ -158,11 +158,8 @@ class Run:
         cluster.wait_for_a_cpu(self._check_stopped)
         channels, feature_dim = self._read_channels()
         self._check_memory(feature_dim)
-        with cluster.reserved_workers(workers, oversubscribe=share, name=name) as (
-            group,
-            cpus,
-        ):
-            team = _Team(group, cpus, self.spec)
+        with cluster.reserved_workers(workers, oversubscribe=share, name=name) as place:
+            team = _Team(*place, self.spec)
             try:
                 self._start(team, channels, feature_dim)
                 best = self._train(team, set(channels))
@@ -309,11 +306,7 @@ class Run:
 
     def _emit_round(self, epoch: int, rows: int, reports: list[RoundReport]) -> None:
         running = [
-            {
-                "host": report.rank + 1,
-                "batch": batch,
-                **_named("train", sums.values()),
-            }
+            {"host": report.rank + 1, "batch": batch, **_named("train", sums.values())}
             for report in reports
             for batch, sums in report.running
         ]

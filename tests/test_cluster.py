@@ -1,0 +1,76 @@
+"""The same command on a cluster that was started by somebody else, somewhere else."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from rayfm.model import FactorizationMachine
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def address():
+    """A head with 3 CPUs, its working directory at ``/``."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="rfc", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        arguments = ["--head", "--block", f"--port={port}", "--num-cpus=3", "--include-dashboard=false"]
+        head = subprocess.Popen(
+            [Path(sys.executable).parent / "ray", "start", *arguments, f"--temp-dir={folder}"],
+            cwd="/",
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert head.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        yield f"127.0.0.1:{port}"
+        for how in (signal.SIGTERM, signal.SIGKILL):  # all that it started is in its process group
+            os.killpg(head.pid, how)
+            time.sleep(2)
+        head.wait(10)
+
+
+def rayfm(folder, *arguments):
+    command = [sys.executable, "-m", "rayfm", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=180)
+
+
+def test_commands__work_with_relative_paths_on_a_cluster_started_elsewhere(address, tmp_path):
+    (tmp_path / "rows.libsvm").write_text("".join(f"{i % 5} {i % 7}:1 {7 + i % 3}:1\n" for i in range(300)))
+    task = ["--num-factors", "2", "--predictor-type", "regressor", "--index-base", "0", "--epochs", "2"]
+    job = ["--instance-count", "2", "--output-path", "jobs", "--job-name", "one", "--address", address]
+    trained = rayfm(tmp_path, "train", "rows.libsvm", *task, *job)
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads((tmp_path / "jobs" / "one" / "job.json").read_text())["status"] == "Completed"
+    predicted = rayfm(tmp_path, "predict", "jobs/one", "rows.libsvm", "--address", address)
+    expected = FactorizationMachine.load(tmp_path / "jobs" / "one").linear
+    assert len(predicted.stdout.splitlines()) == 300
+    assert len(expected) == 10
+
+
+def test_train__more_workers_than_the_cluster_has_cpus_is_refused_with_both_numbers(address, tmp_path):
+    (tmp_path / "rows.libsvm").write_text("1 0:1\n")
+    task = ["--num-factors", "2", "--predictor-type", "regressor", "--index-base", "0"]
+    refused = rayfm(tmp_path, "train", "rows.libsvm", *task, "--instance-count", "4", "--address", address)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("rayfm: error: 4 workers need 4 CPUs, the cluster has 3.")
