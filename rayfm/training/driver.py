@@ -104,11 +104,6 @@ def train(
     ------
     RayfmError
         Whatever is wrong, as one of the classes of `rayfm.errors`.
-
-    Examples
-    --------
-    >>> result = train("ratings.parquet", hyperparameters={"num_factors": 8, "predictor_type": "regressor"})
-    ... # doctest: +SKIP
     """
     if not isinstance(hyperparameters, Hyperparameters):
         hyperparameters = Hyperparameters.of(hyperparameters)
