@@ -20,17 +20,16 @@ import rayfm
 FEATURE_DIM = 123
 
 HYPERPARAMETERS = {
-    "num_factors": 4,
+    "num_factors": 8,
     "predictor_type": "binary_classifier",
     "optimizer": "adagrad",
     "shuffle": True,
-    "epochs": 6,
+    "epochs": 8,
     "mini_batch_size": 100,
-    "bias_lr": 0.05,
-    "linear_lr": 0.05,
-    "factors_lr": 0.05,
-    "linear_wd": 0.002,
-    "factors_wd": 0.01,
+    "bias_lr": 0.02,
+    "linear_lr": 0.02,
+    "factors_lr": 0.02,
+    "factors_wd": 0.001,
 }
 
 
