@@ -163,7 +163,7 @@ class Run:
             try:
                 self._start(team, channels, feature_dim)
                 best = self._train(team, set(channels))
-                return self._finish(team, best, channels, feature_dim)
+                return self._finish(team, best, channels)
             finally:
                 team.dismiss()
 
@@ -208,7 +208,7 @@ class Run:
             name: deal(blocks.dealt, spec.world_size, striped=self._values.shuffle and name == "train")
             for name, blocks in channels.items()
         }
-        facts = self._wait(
+        shard_rows = self._wait(
             [
                 worker.load.remote({name: ranks[rank] for name, ranks in shards.items()})
                 for rank, worker in enumerate(team.workers)
@@ -219,7 +219,7 @@ class Run:
         began = time.time()
         self._wait([worker.warm_up.remote() for worker in team.workers], "compiling the kernels")
         self._emit({"event": "compile", "seconds": time.time() - began})
-        self._rounds = self._rounds_per_epoch([fact.num_rows for fact in facts])
+        self._rounds = self._rounds_per_epoch(shard_rows)
 
     def _rounds_per_epoch(self, shard_rows: list[int]) -> int:
         most_batches = max(1, -(-max(shard_rows) // self._values.mini_batch_size))
@@ -326,7 +326,7 @@ class Run:
             measured["auc"] = ranking.auc()
         return measured
 
-    def _finish(self, team: _Team, best: _Best, channels: dict[str, Blocks], feature_dim: int) -> Outcome:
+    def _finish(self, team: _Team, best: _Best, channels: dict[str, Blocks]) -> Outcome:
         """Test the best epoch's parameters and write the model."""
         parameters: Parameters = ray.get(best.published[0])[0]
         if not all(np.isfinite(array).all() for array in parameters):
@@ -381,7 +381,7 @@ class Run:
                 "job_name": self.spec.job_name,
                 "status": status,
                 "started": began,
-                "ended": None if status == "InProgress" else time.time(),
+                "ended": None if status == job.IN_PROGRESS else time.time(),
                 "hyperparameters": self._values.as_dict(),
                 "seed": self._seed,
                 "train_instance_count": self.spec.world_size,

@@ -335,7 +335,7 @@ class _Survey(NamedTuple):
 
 
 def _survey(blocks: list[Any]) -> list[_Survey]:
-    """Look into every block, in parallel, where it lies."""
+    """Look into every block, in parallel."""
 
     def survey(references: list[Any]) -> list[_Survey]:
         batches = (SparseBatch.from_arrow(ray.get(reference)) for reference in references)

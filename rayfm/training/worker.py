@@ -5,7 +5,6 @@ A plain class, so that it can be tested and used without Ray; `run` makes an act
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,15 +43,6 @@ class WorkerSetup:
 
 
 @dataclass(frozen=True, slots=True)
-class ShardFacts:
-    """What a worker says of its rows after loading them."""
-
-    num_rows: int
-    size_bytes: int
-    resident: bool
-
-
-@dataclass(frozen=True, slots=True)
 class RoundReport:
     """What a worker says after a round.
 
@@ -72,7 +62,6 @@ class RoundReport:
     result: list[Any]
     sums: Sums
     running: list[tuple[int, Sums]]
-    seconds: float
 
 
 class Worker:
@@ -92,8 +81,8 @@ class Worker:
         self._sums_type = sums_for(setup.hyperparameters.predictor_type)
         self._steps = 0
 
-    def load(self, channels: dict[str, list[BlockSlice]]) -> ShardFacts:
-        """Load the rows of ``train`` and remember those of the other channels; allocate the parameters."""
+    def load(self, channels: dict[str, list[BlockSlice]]) -> int:
+        """Load the rows of ``train``, remember the other channels, allocate the parameters; return the rows loaded."""
         values, setup = self.setup.hyperparameters, self.setup
         self._channels = channels
         self._shard = Shard(channels["train"], values.mini_batch_size, setup.budget_bytes)
@@ -107,11 +96,10 @@ class Worker:
             restart_ftrl(self._rule, self._parameters, self._first, self._second)
         capacity = min(setup.feature_dim, values.mini_batch_size * max(1, self._shard.max_row_entries))
         self._gradients = gradients_for(setup.feature_dim, values.num_factors, capacity)
-        return ShardFacts(self._shard.num_rows, self._shard.size_bytes, self._shard.is_resident)
+        return self._shard.num_rows
 
-    def warm_up(self) -> float:
-        """Compile the kernels, or load them from the cache, on a row of no features; returns the seconds it took."""
-        began = time.perf_counter()
+    def warm_up(self) -> None:
+        """Compile the kernels, or load them from the cache, on a row of no features."""
         indptr, keys, values = np.zeros(2, np.int64), np.empty(0, np.uint32), np.empty(0, np.float32)
         scratch = tuple(
             Parameters(*(np.zeros((1,) * array.ndim, np.float32) for array in self._parameters)) for _ in range(3)
@@ -120,7 +108,6 @@ class Worker:
         row = [read_only(array) for array in (indptr, keys, values, label, NO_WEIGHTS)]
         train_rows(*row, order, self._rule, 0, *scratch, gradients_for(1, 1, 1), raw)
         score(SparseBatch(indptr, keys, values), *scratch[0])
-        return time.perf_counter() - began
 
     def train_round(
         self, epoch: int, round_index: int, rounds: int, published: list[Any], *, exchange: bool
@@ -139,7 +126,6 @@ class Worker:
         DivergenceError
             If the loss is not finite; says where, and what to change.
         """
-        began = time.perf_counter()
         self._rule = self._rule_after(epoch + round_index / rounds)
         self._gradients.touched[:] = 0
         if round_index == 0:
@@ -162,7 +148,6 @@ class Worker:
             [ray.put(self._result(share_accumulators=round_index == rounds - 1))] if exchange else [],
             self._round_sums,
             running,
-            time.perf_counter() - began,
         )
 
     def evaluate(self, channel: str, published: list[Any]) -> tuple[Sums, RankingCounts | None]:
