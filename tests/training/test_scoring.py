@@ -29,10 +29,7 @@ from tests import naive
 
 FEATURE_DIM, NUM_FACTORS, NUM_ROWS = 40, 3, 600
 
-pytestmark = [
-    pytest.mark.usefixtures("ray_cluster"),
-    pytest.mark.filterwarnings("ignore:.*deprecated::ray.data.context"),  # Ray warns of its own defaults
-]
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def machine(predictor_type="regressor", **facts):
