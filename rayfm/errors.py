@@ -10,6 +10,8 @@
     ├── ResourceError (RuntimeError)       the cluster cannot give what the run needs; says both numbers
     ├── DivergenceError (ArithmeticError)  the loss or a gradient became NaN or infinite; says where
     ├── WorkerError (RuntimeError)         a worker failed for a reason that is not the user's
+    ├── JobFailedError (ValueError)        a training job that is waited for did not complete; has its status and reason
+    ├── EndpointError (RuntimeError)       an endpoint is missing or did not answer with predictions; has the status
     └── StoppedError                       the run was asked to stop, and did
 
 ``except RayfmError`` catches them all. Each also has the builtin base that fits, so code written without
@@ -74,6 +76,50 @@ class DivergenceError(RayfmError, ArithmeticError):
 
 class WorkerError(RayfmError, RuntimeError):
     """A worker failed for a reason that is not the user's."""
+
+
+class JobFailedError(RayfmError, ValueError):
+    """A training job that is waited for did not complete. SageMaker's SDK calls it `UnexpectedStatusException`.
+
+    Attributes
+    ----------
+    job_name
+        The job.
+    actual_status
+        ``Failed`` or ``Stopped``.
+    reason
+        Why, as ``FailureReason`` of the job's description says.
+    allowed_statuses
+        What was waited for.
+    """
+
+    allowed_statuses = ("Completed", "Stopped")
+
+    def __init__(self, job_name: str, actual_status: str, reason: str) -> None:
+        super().__init__(f"Error for Training job {job_name}: {actual_status}. Reason: {reason}")
+        self.job_name, self.actual_status, self.reason = job_name, actual_status, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.job_name, self.actual_status, self.reason)
+
+
+class EndpointError(RayfmError, RuntimeError):
+    """An endpoint is missing, cannot be reached, or did not answer with predictions.
+
+    Attributes
+    ----------
+    status
+        HTTP status of the answer; None when there was none.
+    code
+        Kind of the error, such as ``ModelError`` or ``ValidationError``; empty when the server did not say.
+    """
+
+    def __init__(self, message: str, status: int | None = None, code: str = "") -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.status, self.code)
 
 
 class StoppedError(RayfmError):

@@ -17,12 +17,12 @@ LAYERS = [
     {"progress"},
     {"training"},
     {"serving"},
-    {"estimator"},
+    {"sagemaker"},
     {"cli", "__main__"},
 ]
 """From the bottom up; a layer may import from itself and from those before it."""
 
-RAY_MAY_BE_IN = {"training", "serving", "estimator", "cli"}
+RAY_MAY_BE_IN = {"training", "serving", "sagemaker", "cli"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "record_pb2.py")
 
 

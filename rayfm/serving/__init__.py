@@ -1,0 +1,1 @@
+"""Prediction endpoints on Ray Serve."""
