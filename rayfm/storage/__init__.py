@@ -8,10 +8,10 @@ follow a URI (``s3://bucket/key?endpoint_override=host:9000&scheme=http``); it i
 Whatever goes wrong is a `StorageError` that names the URI.
 """
 
-from rayfm.storage.listing import InputFile, list_files
+from rayfm.storage.listing import InputFile, list_files, list_folders
 from rayfm.storage.reading import is_compressed, open_input, read_bytes
-from rayfm.storage.uris import SCHEMES, Uri, absolute, join, local_path, resolve
-from rayfm.storage.writing import JsonLines, atomic_writer, check_writable, jsonable
+from rayfm.storage.uris import SCHEMES, Uri, absolute, join, last_part, local_path, resolve
+from rayfm.storage.writing import JsonLines, atomic_writer, check_writable, encrypts_at_rest, jsonable, remove_folder
 
 __all__ = [
     "SCHEMES",
@@ -21,12 +21,16 @@ __all__ = [
     "absolute",
     "atomic_writer",
     "check_writable",
+    "encrypts_at_rest",
     "is_compressed",
     "join",
     "jsonable",
+    "last_part",
     "list_files",
+    "list_folders",
     "local_path",
     "open_input",
     "read_bytes",
+    "remove_folder",
     "resolve",
 ]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayfm.errors import DataError, StorageError
 from rayfm.storage.reading import read_bytes
-from rayfm.storage.uris import OPTIONS, SCHEME, Uri, local_path, resolve, storage_errors
+from rayfm.storage.uris import OPTIONS, SCHEME, Uri, join, local_path, resolve, storage_errors
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -47,6 +47,22 @@ def list_files(uris: Uri | Iterable[Uri]) -> list[InputFile]:
     """
     given = [uris] if isinstance(uris, str | os.PathLike) else uris
     return [file for uri in given for file in _files_at(os.fspath(uri))]
+
+
+def list_folders(uri: Uri) -> list[str]:
+    """List the folders directly below a folder, as URIs; none when it does not exist.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be listed.
+    """
+    from pyarrow.fs import FileSelector, FileType
+
+    filesystem, path = resolve(uri)
+    with storage_errors(os.fspath(uri), "listed"):
+        found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+    return [join(uri, info.base_name) for info in found if info.type == FileType.Directory]
 
 
 def _files_at(uri: str) -> list[InputFile]:

@@ -99,6 +99,17 @@ def join(uri: Uri, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}{options[0] if options else ''}"
 
 
+def last_part(uri: Uri) -> str:
+    """Return the name of a file or folder, without where it lies and without the options of its URI.
+
+    >>> last_part("s3://bucket/jobs/first/?region=eu-west-1"), last_part("jobs/first")
+    ('first', 'first')
+    """
+    text = os.fspath(uri)
+    options = OPTIONS.search(text) if SCHEME.fullmatch(text) else None
+    return (text[: options.start()] if options else text).rstrip("/").rpartition("/")[2]
+
+
 def _s3(bucket: str) -> FileSystem:
     """Connect to S3 as the environment says."""
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem, resolve_s3_region

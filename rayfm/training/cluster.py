@@ -9,10 +9,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from rayfm.errors import RayfmError, ResourceError, WorkerError
 
@@ -48,6 +49,12 @@ def connect(address: str | None = None) -> None:
         ) from error
 
 
+def connect_if_told(address: str | None = None) -> None:
+    """Join the cluster at `address` or ``RAY_ADDRESS``; without either, do nothing."""
+    if address or os.environ.get("RAY_ADDRESS") not in (None, "", "local"):
+        connect(address)
+
+
 def _knock(address: str) -> None:
     """See that something listens at ``host:port``: Ray itself would go on trying for minutes."""
     host, _, port = address.rpartition(":")
@@ -59,6 +66,11 @@ def is_embedded() -> bool:
     """Tell whether the connected Ray was started by this process."""
     node = ray._private.worker._global_node
     return bool(node is not None and node.is_head())
+
+
+def address() -> str | None:
+    """Return the address of the connected cluster, None when there is none."""
+    return str(ray.get_runtime_context().gcs_address) if ray.is_initialized() else None
 
 
 def cluster_cpus() -> float:
@@ -80,18 +92,42 @@ def quiet_data_context() -> Any:
     return context
 
 
-def check_size(count: int, *, oversubscribe: bool) -> None:
-    """See that the cluster has a CPU for each of `count` workers, before anything is read or started.
+@dataclass(frozen=True, slots=True)
+class WorkerRequest:
+    """What a run wants for its workers.
+
+    Attributes
+    ----------
+    count
+        How many.
+    cpus
+        CPUs of each; None divides those of the cluster.
+    memory_bytes
+        Memory of each that a node must have, by Ray's count; 0 asks for none.
+    share
+        Let workers share CPUs when there are too few, as on a laptop.
+    """
+
+    count: int
+    cpus: float | None = None
+    memory_bytes: int = 0
+    share: bool = False
+
+
+def check_size(request: WorkerRequest) -> None:
+    """See that the cluster has the CPUs for all workers, before anything is read or started.
 
     Raises
     ------
     ResourceError
         If it has not, unless workers may share CPUs.
     """
-    total = cluster_cpus()
-    if count > total and not oversubscribe:
+    total, needed = cluster_cpus(), request.count * (request.cpus or 1)
+    if needed > total and not request.share:
+        smaller = " name a smaller train_instance_type," if request.cpus else ""
         raise ResourceError(
-            f"{count} workers need {count} CPUs, the cluster has {total:g}. Lower train_instance_count or add nodes."
+            f"{request.count} workers need {needed:g} CPUs, the cluster has {total:g}. Lower train_instance_count,"
+            f"{smaller} or add nodes."
         )
 
 
@@ -126,43 +162,38 @@ def memory_of_a_worker(count: int) -> int:
 
 
 @contextmanager
-def reserved_workers(count: int, *, oversubscribe: bool, name: str) -> Iterator[tuple[PlacementGroup, float]]:
-    """Reserve a place for each of `count` workers; yields (placement group, CPUs of one worker).
+def reserved_workers(request: WorkerRequest) -> Iterator[tuple[PlacementGroup, float]]:
+    """Reserve a place for each worker; yields (placement group, CPUs of one worker).
 
-    Parameters
-    ----------
-    oversubscribe
-        Let workers share CPUs when there are fewer than `count`, as on a laptop; else that is an error.
-    name
-        Name of the reservation, by which `release` can remove it when this process was killed; used only once.
+    Ray removes the reservation also when the controller, which made it, is killed.
 
     Raises
     ------
     ResourceError
-        If the cluster does not have, or does not free in time, a CPU for each worker.
+        If the cluster does not have, or does not free in time, what is requested.
     """
-    check_size(count, oversubscribe=oversubscribe)
-    total = cluster_cpus()
-    cpus = 1.0 if count < total else max(0.01, 0.9 * total / count)  # the rest is for small tasks beside the workers
-    group = placement_group([{"CPU": cpus}] * count, strategy="SPREAD", name=name)
+    check_size(request)
+    total, count = cluster_cpus(), request.count
+    even = 1.0 if count < total else max(0.01, 0.9 * total / count)  # the rest is for small tasks beside the workers
+    cpus = even if request.cpus is None or request.share else request.cpus
+    bundle = {"CPU": cpus} | ({"memory": request.memory_bytes} if request.memory_bytes else {})
+    group = placement_group([bundle] * count, strategy="SPREAD")
     try:
         if not group.wait(RESERVATION_TIMEOUT_S):
-            free = ray.available_resources().get("CPU", 0.0)
-            raise ResourceError(
-                f"{count} workers need {cpus * count:g} CPUs, {free:g} of the cluster's {total:g} were free for "
-                f"{RESERVATION_TIMEOUT_S:g} s. Wait until other jobs end, or lower train_instance_count."
-            )
+            raise ResourceError(_what_is_missing(request, cpus))
         yield group, cpus
     finally:
         remove_placement_group(group)
 
 
-def release(name: str) -> None:
-    """Remove the reservation of that name if it is still there: Ray keeps it until the whole driver ends."""
-    try:
-        remove_placement_group(get_placement_group(name))
-    except ValueError:
-        return
+def _what_is_missing(request: WorkerRequest, cpus: float) -> str:
+    free = ray.available_resources()
+    memory = f" and {request.memory_bytes / 2**30:.1f} GiB" if request.memory_bytes else ""
+    return (
+        f"{request.count} workers need {cpus:g} CPUs{memory} each; of the cluster's {cluster_cpus():g} CPUs "
+        f"{free.get('CPU', 0.0):g} and of its memory {free.get('memory', 0.0) / 2**30:.1f} GiB were free for "
+        f"{RESERVATION_TIMEOUT_S:g} s. Wait until other jobs end, or lower train_instance_count."
+    )
 
 
 def wait_for(references: list[Any], timeout_s: float, what: str, check: Callable[[], None] = lambda: None) -> list[Any]:

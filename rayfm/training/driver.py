@@ -1,62 +1,34 @@
-"""The user's side of a run: start the controller, watch it, and leave nothing behind."""
+"""What a user calls to train: checks what can be checked at once, starts the controller, and watches it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+import inspect
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
 from os import PathLike
 from typing import Any
 
 import ray
 
-from rayfm.errors import HyperparameterError, RayfmError, StoppedError, StorageError
+from rayfm.errors import HyperparameterError, StoppedError, StorageError
 from rayfm.hyperparameters import Hyperparameters
 from rayfm.metrics import metric_named
-from rayfm.model import FactorizationMachine
 from rayfm.progress import Watcher, silent
 from rayfm.reading import ReadOptions
 from rayfm.storage import list_files
 from rayfm.training import cluster, job
-from rayfm.training.run import Outcome, RunController, RunSpec
+from rayfm.training.controller import NAMESPACE, RunController, actor_name
+from rayfm.training.instances import Instance, instance_of
+from rayfm.training.job import JobDirectory, TrainingResult
+from rayfm.training.jobs import TrainingJob, outlive
+from rayfm.training.run import RunSpec
 from rayfm.training.sources import FilesSource, as_source
 
-STOP_TIMEOUT_S = 20.0
-"""How long an interrupted run may take to stop by itself before its actors are killed."""
+_LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class TrainingResult:
-    """A finished training job.
-
-    Attributes
-    ----------
-    job_name, directory
-        Its name, and the URI of its directory.
-    model_uri
-        The model file.
-    metrics
-        The kept epoch's, such as ``{"train:rmse": …, "validation:rmse": …, "test:rmse": …}``.
-    history
-        One dict per epoch: ``epoch``, ``seconds``, ``exchange_seconds``, ``records_per_second`` and metrics.
-    best_epoch
-        The epoch, from 0, whose parameters the model has.
-    """
-
-    job_name: str
-    directory: str
-    model_uri: str
-    metrics: dict[str, float]
-    history: list[dict[str, Any]]
-    best_epoch: int
-
-    @cached_property
-    def model(self) -> FactorizationMachine:
-        """The model, read from its file."""
-        return FactorizationMachine.load(self.model_uri)
-
-
-def train(
+def submit(
     train: Any,
     *,
     labels: Any = None,
@@ -65,14 +37,20 @@ def train(
     test: Any = None,
     hyperparameters: Mapping[str, Any] | Hyperparameters,
     train_instance_count: int = 1,
-    output_path: str = "rayfm-output",
+    train_instance_type: str | None = None,
+    output_path: str | None = None,
     job_name: str | None = None,
     options: ReadOptions | None = None,
     worker_memory_bytes: int | None = None,
-    watcher: Watcher = silent,
+    archive: bool = False,
+    max_run_s: float | None = None,
+    details: Mapping[str, Any] | None = None,
     address: str | None = None,
-) -> TrainingResult:
-    """Train a factorization machine and wait for it.
+) -> TrainingJob:
+    """Start training a factorization machine, and return.
+
+    On a cluster the job goes on when this process ends, unless `train` is a dataset whose blocks this process has
+    made. On an embedded Ray the process waits for it when it exits.
 
     Parameters
     ----------
@@ -89,24 +67,33 @@ def train(
         See `Hyperparameters`; ``num_factors`` and ``predictor_type`` must be given.
     train_instance_count
         Number of workers.
+    train_instance_type
+        A SageMaker instance type whose CPUs and memory a worker gets, such as ``ml.c5.2xlarge``; ``local`` or
+        None divides the CPUs of the cluster. A type that is too large for the embedded Ray is cut down.
     output_path, job_name
-        The job's directory is ``<output_path>/<job_name>``; the name is made from the time when left out.
+        The job's directory is ``<output_path>/<job_name>``. Left out, the path is ``RAYFM_OUTPUT_PATH`` or
+        ``rayfm-output``, and the name is made from the time.
     options
         How files are read.
     worker_memory_bytes
         A worker keeps its rows in memory when they take no more than this.
-    watcher
-        Called with every event of the run; `rayfm.progress` has some.
+    archive
+        Write the model in SageMaker's layout too, as ``output/model.tar.gz``.
+    max_run_s
+        Stop the job after so many seconds.
+    details
+        Facts to keep in job.json under this name.
     address
         The Ray cluster; ``RAY_ADDRESS``, or an embedded Ray, when left out.
 
     Raises
     ------
     RayfmError
-        Whatever is wrong, as one of the classes of `rayfm.errors`.
+        Whatever is wrong before the job starts, as one of the classes of `rayfm.errors`.
     """
     if not isinstance(hyperparameters, Hyperparameters):
         hyperparameters = Hyperparameters.of(hyperparameters)
+    instance = instance_of(train_instance_type)
     channels = {"train": as_source(train, labels, weights, options, "train")}
     for name, given in (("validation", validation), ("test", test)):
         if given is not None:
@@ -114,15 +101,92 @@ def train(
             channels[name] = as_source(features, its_labels, None, options, name)
     _check(hyperparameters, channels, train_instance_count)
     job_name = job_name or job.new_job_name()
-    directory = job.JobDirectory.create(output_path, job_name)
+    directory = JobDirectory.create(output_path or job.default_output_path(), job_name)
     cluster.connect(address)
     embedded = cluster.is_embedded()
-    spec = RunSpec(job_name, directory, hyperparameters, channels, train_instance_count, embedded, worker_memory_bytes)
-    watcher({"event": "job", "job_name": job_name, "directory": directory.uri, "spec": spec})
-    outcome = watch(spec, watcher)
-    return TrainingResult(
-        job_name, directory.uri, outcome.model_uri, outcome.metrics, outcome.history, outcome.best_epoch
+    spec = RunSpec(
+        job_name,
+        directory,
+        hyperparameters,
+        channels,
+        train_instance_count,
+        oversubscribe=embedded,
+        worker_memory_bytes=worker_memory_bytes,
+        worker_cpus=_cpus(instance, train_instance_count, embedded=embedded),
+        worker_reserved_bytes=instance.reserved_bytes if instance and not embedded else 0,
+        archive=archive,
+        max_run_s=max_run_s,
+        details=dict(details or {}),
     )
+    started = _start(spec)
+    if embedded:
+        outlive(started)
+    return started
+
+
+def train(train: Any, *, watcher: Watcher = silent, **settings: Any) -> TrainingResult:
+    """Train a factorization machine and wait for it; an interrupt stops it.
+
+    Parameters
+    ----------
+    train, settings
+        As in `submit`.
+    watcher
+        Called with every event of the run; `rayfm.progress` has some.
+
+    Raises
+    ------
+    RayfmError
+        Whatever is wrong, as one of the classes of `rayfm.errors`.
+    """
+    return submit(train, **settings).wait(watcher)
+
+
+def _signature_of_train() -> inspect.Signature:
+    parameters = list(inspect.signature(submit).parameters.values())
+    watcher = inspect.signature(train).parameters["watcher"]
+    return inspect.Signature([*parameters, watcher], return_annotation=TrainingResult)
+
+
+train.__signature__ = _signature_of_train()  # type: ignore[attr-defined]  # for help() and completion
+
+
+def _start(spec: RunSpec) -> TrainingJob:
+    """Start the controller, and wait until it has taken over."""
+    options = {"num_cpus": 0, "max_concurrency": 16, "lifetime": "detached"}
+    try:
+        controller = (
+            ray.remote(RunController)
+            .options(name=actor_name(spec.directory), namespace=NAMESPACE, **options)
+            .remote(spec)
+        )
+    except ValueError as error:  # the name is taken
+        raise StorageError(f"{spec.directory.uri} is being written by a job that runs. Choose another name.") from error
+    try:
+        ray.get(controller.start.remote())
+    except BaseException as error:
+        ray.kill(controller)
+        with suppress(StorageError):  # there may be no status yet
+            spec.directory.settle(job.STOPPED, StoppedError("interrupted while it was started."))
+        if isinstance(error, ray.exceptions.RayError):
+            raise cluster.explain(error, "the job could not be started") from error
+        raise
+    return TrainingJob(spec.directory, controller, owned=True)
+
+
+def _cpus(instance: Instance | None, workers: int, *, embedded: bool) -> float | None:
+    """Return the CPUs of a worker, None to divide the cluster's."""
+    if instance is None:
+        return None
+    total = cluster.cluster_cpus()
+    if not embedded:
+        return instance.cpus
+    if instance.cpus * workers > total:
+        _LOG.warning(
+            "%d x %s are %d CPUs, this machine has %g: the workers share those. Name the type `local` to say so.",
+            workers, instance.name, instance.cpus * workers, total,
+        )  # fmt: skip
+    return None
 
 
 def _check(values: Hyperparameters, channels: Mapping[str, Any], workers: int) -> None:
@@ -144,59 +208,3 @@ def _is_pair(given: Any) -> bool:
     if not (isinstance(given, tuple) and len(given) == 2):
         return False
     return given[1] is None or not isinstance(given[0], str | PathLike)
-
-
-def watch(spec: RunSpec, watcher: Callable[[dict[str, Any]], None]) -> Outcome:
-    """Run the controller and pass its events to `watcher` until it ends; stop it when interrupted."""
-    controller = ray.remote(RunController).options(num_cpus=0, max_concurrency=8).remote(spec)
-    running = controller.execute.remote()
-    try:
-        seen = 0
-        while not ray.wait([running], timeout=0)[0]:
-            for event in ray.get(controller.events.remote(seen)):
-                seen += 1
-                watcher(event)
-                if event["event"] == "end":
-                    ray.wait([running], timeout=STOP_TIMEOUT_S)
-        for event in ray.get(controller.events.remote(seen, 0.0)):
-            watcher(event)
-        outcome: Outcome = ray.get(running)
-        return outcome
-    except ray.exceptions.RayError as error:
-        reason = cluster.explain(error, "the run failed")
-        _settle(spec, job.FAILED, reason)
-        raise reason from error
-    except BaseException as error:  # an interrupt, or whatever the watcher raised, such as a broken pipe
-        stopped = StoppedError("interrupted; the job was stopped and wrote no model.")
-        finished = _stop(controller, running)
-        if finished is not None and isinstance(error, KeyboardInterrupt):
-            return finished
-        _settle(spec, job.STOPPED, stopped)
-        if isinstance(error, KeyboardInterrupt):
-            raise stopped from None
-        raise
-    finally:
-        ray.kill(controller)
-        cluster.release(spec.reservation)
-
-
-def _stop(controller: Any, running: Any) -> Outcome | None:
-    """Let the run stop in order, then by force; a second interrupt goes straight to force.
-
-    Returns the outcome of a run that had ended before it could be stopped.
-    """
-    try:
-        controller.stop.remote()
-        ray.wait([running], timeout=STOP_TIMEOUT_S)
-        outcome: Outcome = ray.get(running, timeout=0)
-        return outcome
-    except (KeyboardInterrupt, RayfmError, ray.exceptions.RayError):
-        return None
-
-
-def _settle(spec: RunSpec, status: str, reason: RayfmError) -> None:
-    """See that job.json tells the end, also of a controller that was killed."""
-    try:
-        spec.directory.settle(status, str(reason))
-    except StorageError as error:
-        reason.add_note(f"The status could not be kept: {error}")

@@ -3,35 +3,60 @@
 ::
 
     <output_path>/<job name>/
-        job.json            status (InProgress, Completed, Failed, Stopped), reason, hyperparameters, channels, versions
-        metrics.jsonl       one JSON object per event: phases, epochs, the end
-        model.safetensors   the model; there only once it is whole
+        job.json             status, reason, hyperparameters, channels, versions; `alive` grows while the run lives
+        metrics.jsonl        one JSON object per event: phases, epochs, the end
+        model.safetensors    the model; there only once it is whole
+        output/model.tar.gz  the model in SageMaker's layout, where it was asked for
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from rayfm.errors import HyperparameterError, StorageError
-from rayfm.model import MODEL_FILE
-from rayfm.storage import JsonLines, absolute, atomic_writer, check_writable, join, jsonable, read_bytes, resolve
+from rayfm.model import MODEL_FILE, FactorizationMachine
+from rayfm.storage import (
+    JsonLines,
+    absolute,
+    atomic_writer,
+    check_writable,
+    join,
+    jsonable,
+    last_part,
+    read_bytes,
+    resolve,
+)
 
 BASE_NAME = "factorization-machines"
 NAME_PATTERN = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 METRICS_FILE, STATUS_FILE = "metrics.jsonl", "job.json"
-IN_PROGRESS, COMPLETED, FAILED, STOPPED = "InProgress", "Completed", "Failed", "Stopped"
+ARCHIVE_FILE = "output/model.tar.gz"
+IN_PROGRESS, STOPPING, COMPLETED, FAILED, STOPPED = "InProgress", "Stopping", "Completed", "Failed", "Stopped"
+RUNNING = (IN_PROGRESS, STOPPING)
+
+
+def default_output_path() -> str:
+    """Return where jobs are written when nobody says: ``RAYFM_OUTPUT_PATH``, or ``rayfm-output`` here."""
+    return os.environ.get("RAYFM_OUTPUT_PATH") or "rayfm-output"
+
+
+def time_stamp() -> str:
+    """Return the UTC time to the millisecond, as SageMaker writes it into names."""
+    now = datetime.now(UTC)
+    return f"{now:%Y-%m-%d-%H-%M-%S}-{now.microsecond // 1000:03d}"
 
 
 def new_job_name(base: str = BASE_NAME) -> str:
-    """Return ``<base>-<UTC time to the millisecond>``, at most 63 characters, as SageMaker names its jobs."""
-    now = datetime.now(UTC)
-    stamp = f"{now:%Y-%m-%d-%H-%M-%S}-{now.microsecond // 1000:03d}"
+    """Return ``<base>-<time stamp>``, at most 63 characters, as SageMaker names its jobs."""
+    stamp = time_stamp()
     return f"{base[: 62 - len(stamp)]}-{stamp}"
 
 
@@ -99,16 +124,45 @@ class JobDirectory:
         """The status."""
         return join(self.uri, STATUS_FILE)
 
+    @property
+    def archive_uri(self) -> str:
+        """The model in SageMaker's layout."""
+        return join(self.uri, ARCHIVE_FILE)
+
+    @property
+    def job_name(self) -> str:
+        """The last part of the URI."""
+        return last_part(self.uri)
+
+    def read_status(self) -> dict[str, Any]:
+        """Return what job.json holds.
+
+        Raises
+        ------
+        StorageError
+            If there is none.
+        """
+        status: dict[str, Any] = json.loads(read_bytes(self.status_uri))
+        return status
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """Return the events of metrics.jsonl so far; a line that is just being written does not count."""
+        if not _exists(self.metrics_uri):
+            return []
+        *lines, _unfinished = read_bytes(self.metrics_uri).split(b"\n")
+        return [json.loads(line) for line in lines if line]
+
     def write_status(self, status: dict[str, Any]) -> None:
         """Replace job.json by `status`."""
         with atomic_writer(self.status_uri) as file:
             file.write(json.dumps(jsonable(status), indent=2, allow_nan=False).encode() + b"\n")
 
-    def settle(self, status: str, reason: str) -> None:
+    def settle(self, status: str, error: Exception) -> None:
         """Write the end of a run into job.json when the run itself no longer could."""
-        written = json.loads(read_bytes(self.status_uri))
-        if written["status"] == IN_PROGRESS:
-            self.write_status({**written, "status": status, "ended": time.time(), "reason": reason})
+        written = self.read_status()
+        if written["status"] in RUNNING:
+            end = {"status": status, "ended": time.time(), "reason": str(error), "error": type(error).__name__}
+            self.write_status({**written, **end})
 
     def open_metrics(self) -> JsonLines:
         """Open metrics.jsonl for appending."""
@@ -120,3 +174,45 @@ def _exists(uri: str) -> bool:
 
     filesystem, path = resolve(uri)
     return bool(filesystem.get_file_info(path).type != FileType.NotFound)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished training job.
+
+    Attributes
+    ----------
+    job_directory
+        Where it wrote.
+    metrics
+        The kept epoch's, such as ``{"train:rmse": …, "validation:rmse": …, "test:rmse": …}``.
+    history
+        One dict per epoch: ``epoch``, ``seconds``, ``exchange_seconds``, ``records_per_second`` and metrics.
+    best_epoch
+        The epoch, from 0, whose parameters the model has.
+    """
+
+    job_directory: JobDirectory
+    metrics: dict[str, float]
+    history: list[dict[str, Any]]
+    best_epoch: int
+
+    @property
+    def job_name(self) -> str:
+        """The job's name."""
+        return self.job_directory.job_name
+
+    @property
+    def directory(self) -> str:
+        """URI of the job's directory."""
+        return self.job_directory.uri
+
+    @property
+    def model_uri(self) -> str:
+        """The model file."""
+        return self.job_directory.model_uri
+
+    @cached_property
+    def model(self) -> FactorizationMachine:
+        """The model, read from its file."""
+        return FactorizationMachine.load(self.model_uri)

@@ -1,16 +1,15 @@
 """One training run, from its channels to its model.
 
-The controller is an actor beside the workers, so that the data belongs to the cluster and the user's process only
-watches; it ends with that process. In turn it reads the channels (Ray Data, once), reserves workers, deals them their
-rows, and leads them through epochs of a few rounds: train, average, publish. Everything that it creates is removed when
-it ends, however it ends.
+The controller is a detached actor beside the workers, so that the data belongs to the cluster and the user's process
+only watches: it may end, and another may go on watching (jobs.py). In turn the controller reads the channels (Ray Data,
+once), reserves workers, deals them their rows, and leads them through epochs of a few rounds: train, average, publish.
+Everything that it creates is removed when it ends, however it ends.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +27,6 @@ from rayfm.errors import (
     RayfmError,
     ResourceError,
     StoppedError,
-    StorageError,
 )
 from rayfm.hyperparameters import Hyperparameters
 from rayfm.kernels.training import Parameters
@@ -66,8 +64,16 @@ class RunSpec:
         store block by block when they do. None: half of a worker's part of its node's memory.
     round_timeout_s
         Deadline of one round of all workers.
-    reservation
-        Name of the workers' placement group, of this run alone.
+    worker_cpus
+        CPUs of a worker; None divides those of the cluster.
+    worker_reserved_bytes
+        Memory that a node must have for each worker, by Ray's count; 0 asks for none.
+    archive
+        Write the model in SageMaker's layout too.
+    max_run_s
+        Stop the run after so many seconds; None for never.
+    details
+        What the caller wants to find in job.json; JSON's types only.
     """
 
     job_name: str
@@ -78,28 +84,11 @@ class RunSpec:
     oversubscribe: bool = False
     worker_memory_bytes: int | None = None
     round_timeout_s: float = 3600.0
-    reservation: str = field(default_factory=lambda: f"rayfm-{secrets.token_hex(8)}")
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run leaves behind.
-
-    Attributes
-    ----------
-    metrics
-        The best epoch's, such as ``{"train:rmse": …, "validation:rmse": …, "test:rmse": …}``.
-    history
-        One dict per epoch: ``epoch``, ``seconds``, ``records_per_second`` and metrics.
-    best_epoch
-        The epoch, from 0, whose parameters the model has.
-    """
-
-    job_name: str
-    model_uri: str
-    metrics: dict[str, float]
-    history: list[Event]
-    best_epoch: int
+    worker_cpus: float | None = None
+    worker_reserved_bytes: int = 0
+    archive: bool = False
+    max_run_s: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -112,53 +101,49 @@ class _Best:
 
 
 class Run:
-    """The controller. A plain class; `RunController` makes an actor of it."""
+    """The work of a controller. A plain class; controller.py makes an actor of it.
 
-    def __init__(self, spec: RunSpec, emit: Callable[[Event], None], stopped: Callable[[], bool]) -> None:
-        self.spec, self._stopped = spec, stopped
+    Parameters
+    ----------
+    emit
+        Called with each event and whether it is to be kept.
+    stopped
+        Tells whether the run has been asked to stop.
+    """
+
+    def __init__(self, spec: RunSpec, emit: Callable[[Event, bool], None], stopped: Callable[[], bool]) -> None:
+        self.spec, self._emit_to, self._stopped = spec, emit, stopped
         self._values = spec.hyperparameters
-        self._seed = secrets.randbits(63) if self._values.seed is None else self._values.seed
+        self.seed = secrets.randbits(63) if self._values.seed is None else self._values.seed
         self._sources = dict(spec.channels)
-        self._descriptions = {name: source.description for name, source in spec.channels.items()}
-        self._metrics_file = spec.directory.open_metrics()
-        self._emit_to = emit
         self._history: list[Event] = []
+        self._began = time.monotonic()
 
-    def execute(self) -> Outcome:
+    def execute(self) -> job.TrainingResult:
         """Run to the end.
 
         Raises
         ------
         RayfmError
-            Whatever ended the run, also written to job.json.
+            Whatever ended the run.
         """
-        began = time.time()
-        self._write_status(job.IN_PROGRESS, began)
         try:
-            outcome = self._execute()
+            return self._execute()
+        except RayfmError:
+            raise
         except BaseException as error:
-            reason = error if isinstance(error, RayfmError) else cluster.explain(error, "the run failed")
-            status = job.STOPPED if isinstance(reason, StoppedError) else job.FAILED
-            self._end(status, began, reason=str(reason))
-            raise reason from error
-        self._end(job.COMPLETED, began, metrics=outcome.metrics, best_epoch=outcome.best_epoch)
-        return outcome
+            raise cluster.explain(error, "the run failed") from error
 
-    def _end(self, status: str, began: float, **facts: Any) -> None:
-        """Write the end down; a directory that can no longer be written changes nothing about it."""
-        try:
-            self._write_status(status, began, **facts)
-        except StorageError as error:
-            logger.warning("The status %s of %s could not be kept: %s", status, self.spec.job_name, error)
-        self._emit({"event": "end", "status": status, "seconds": time.time() - began, **facts})
-
-    def _execute(self) -> Outcome:
-        workers, share, name = self.spec.world_size, self.spec.oversubscribe, self.spec.reservation
-        cluster.check_size(workers, oversubscribe=share)
+    def _execute(self) -> job.TrainingResult:
+        spec = self.spec
+        request = cluster.WorkerRequest(
+            spec.world_size, spec.worker_cpus, spec.worker_reserved_bytes, spec.oversubscribe
+        )
+        cluster.check_size(request)
         cluster.wait_for_a_cpu(self._check_stopped)
         channels, feature_dim = self._read_channels()
         self._check_memory(feature_dim)
-        with cluster.reserved_workers(workers, oversubscribe=share, name=name) as place:
+        with cluster.reserved_workers(request) as place:
             team = _Team(*place, self.spec)
             try:
                 self._start(team, channels, feature_dim)
@@ -202,7 +187,7 @@ class Run:
         budget = spec.worker_memory_bytes
         if budget is None:
             budget = cluster.memory_of_a_worker(spec.world_size) // 2
-        setup = WorkerSetup(self._values, feature_dim, self._seed, spec.world_size, budget)
+        setup = WorkerSetup(self._values, feature_dim, self.seed, spec.world_size, budget)
         team.start(setup)
         shards = {
             name: deal(blocks.dealt, spec.world_size, striped=self._values.shuffle and name == "train")
@@ -310,7 +295,7 @@ class Run:
             for report in reports
             for batch, sums in report.running
         ]
-        self._emit({"event": "round", "epoch": epoch, "rows": rows, "running": running}, keep=False)
+        self._emit({"event": "round", "epoch": epoch, "rows": rows, "running": running}, keep=bool(running))
 
     def _evaluate(self, team: _Team, channel: str, published: list[Any]) -> dict[str, float]:
         """Measure parameters on the rows of a channel, spread over the workers."""
@@ -326,7 +311,7 @@ class Run:
             measured["auc"] = ranking.auc()
         return measured
 
-    def _finish(self, team: _Team, best: _Best, channels: dict[str, Blocks]) -> Outcome:
+    def _finish(self, team: _Team, best: _Best, channels: dict[str, Blocks]) -> job.TrainingResult:
         """Test the best epoch's parameters and write the model."""
         parameters: Parameters = ray.get(best.published[0])[0]
         if not all(np.isfinite(array).all() for array in parameters):
@@ -340,14 +325,17 @@ class Run:
             metrics.update(measured)
             self._emit({"event": "test", **measured})
         model = FactorizationMachine.from_parameters(parameters, self._values, metrics, self._facts(best, channels))
+        self._emit({"event": "upload"})
         model.save(self.spec.directory.model_uri)
-        return Outcome(self.spec.job_name, self.spec.directory.model_uri, metrics, self._history, best.epoch)
+        if self.spec.archive:
+            model.save(self.spec.directory.archive_uri)
+        return job.TrainingResult(self.spec.directory, metrics, self._history, best.epoch)
 
     def _facts(self, best: _Best, channels: dict[str, Blocks]) -> dict[str, Any]:
         return {
             "job_name": self.spec.job_name,
             "created": job.utc_now(),
-            "seed": self._seed,
+            "seed": self.seed,
             "workers": self.spec.world_size,
             "best_epoch": best.epoch,
             "index_base": channels["train"].index_base,
@@ -361,35 +349,12 @@ class Run:
     def _check_stopped(self) -> None:
         if self._stopped():
             raise StoppedError("the job was stopped.")
+        limit = self.spec.max_run_s
+        if limit is not None and time.monotonic() - self._began > limit:
+            raise StoppedError(f"the job was stopped after max_run = {limit:g} s.")
 
     def _emit(self, event: Event, *, keep: bool = True) -> None:
-        event["time"] = time.time()
-        if keep:
-            self._keep(event)
-        self._emit_to(event)
-
-    def _keep(self, event: Event) -> None:
-        """Append to metrics.jsonl; a run of hours does not end because one line could not be written."""
-        try:
-            self._metrics_file.write(event)
-        except StorageError as error:
-            logger.warning("An event of %s could not be kept: %s", self.spec.job_name, error)
-
-    def _write_status(self, status: str, began: float, **more: Any) -> None:
-        self.spec.directory.write_status(
-            {
-                "job_name": self.spec.job_name,
-                "status": status,
-                "started": began,
-                "ended": None if status == job.IN_PROGRESS else time.time(),
-                "hyperparameters": self._values.as_dict(),
-                "seed": self._seed,
-                "train_instance_count": self.spec.world_size,
-                "channels": self._descriptions,
-                "versions": job.library_versions(),
-                **more,
-            }
-        )
+        self._emit_to(event, keep)
 
 
 def _named(channel: str, measured: Mapping[str, float]) -> dict[str, float]:
@@ -422,33 +387,3 @@ class _Team:
         for actor in [*self.workers, self.server]:
             if actor is not None:
                 ray.kill(actor)
-
-
-class RunController:
-    """The actor around a `Run`: keeps its events for whoever watches, and stops it when asked."""
-
-    def __init__(self, spec: RunSpec) -> None:
-        self._spec = spec
-        self._events: list[Event] = []
-        self._news = threading.Condition()
-        self._stop = threading.Event()
-
-    def execute(self) -> Outcome:
-        """Run to the end."""
-        cluster.quiet_data_context()
-        return Run(self._spec, self._add, self._stop.is_set).execute()
-
-    def events(self, since: int, timeout_s: float = 1.0) -> list[Event]:
-        """Return the events from number `since` on; waits up to `timeout_s` for the first."""
-        with self._news:
-            self._news.wait_for(lambda: len(self._events) > since, timeout_s)
-            return self._events[since:]
-
-    def stop(self) -> None:
-        """Ask the run to stop; it does between two rounds."""
-        self._stop.set()
-
-    def _add(self, event: Event) -> None:
-        with self._news:
-            self._events.append(event)
-            self._news.notify_all()

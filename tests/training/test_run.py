@@ -174,7 +174,9 @@ def test_train__history_is_an_object_and_a_file(tmp_path):
     events = [json.loads(line) for line in (tmp_path / "job" / "metrics.jsonl").read_text().splitlines()]
     epochs = [event for event in events if event["event"] == "epoch"]
     assert epochs == result.history
-    assert [event["event"] for event in events][:4] == ["read", "start", "compile", "epoch"]
+    assert [event["event"] for event in events if event["event"] != "round"][:5] == [
+        "job", "read", "start", "compile", "epoch",
+    ]  # fmt: skip
     status = json.loads((tmp_path / "job" / "job.json").read_text())
     assert (status["status"], status["seed"], status["train_instance_count"]) == ("Completed", 5, 2)
 
@@ -266,7 +268,7 @@ def test_train__a_job_name_is_used_once(tmp_path):
 
 def test_reserved_workers__too_many_for_a_cluster_says_both_numbers():
     with pytest.raises(ResourceError, match="9 workers need 9 CPUs, the cluster has 8"):
-        with cluster.reserved_workers(9, oversubscribe=False, name="too-many"):
+        with cluster.reserved_workers(cluster.WorkerRequest(9)):
             pass
 
 

@@ -1,0 +1,224 @@
+"""Jobs seen from elsewhere than the process that waits for them, on a real Ray cluster."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from rayfm.errors import DataError, HyperparameterError, JobFailedError, ResourceError, StorageError, StoppedError
+from rayfm.training.driver import submit, train
+from rayfm.training.instances import instance_of
+from rayfm.training.job import JobDirectory
+from rayfm.training.jobs import SILENCE_S, TrainingJob, list_jobs
+from tests.conftest import live_actors
+
+TASK = {"num_factors": 3, "predictor_type": "regressor", "mini_batch_size": 20, "seed": 5}
+ENDLESS = 10_000_000
+
+
+@pytest.fixture(scope="module")
+def rows():
+    features = sp.random(200, 20, density=0.2, format="csr", dtype=np.float32, rng=np.random.default_rng(0))
+    return features, np.asarray(features.sum(axis=1)).ravel()
+
+
+@pytest.fixture
+def start(ray_cluster, no_leftovers, rows, tmp_path):
+    """A function that submits a job below `tmp_path`; at the end of the test none runs on."""
+    submitted = []
+
+    def start(name="job", *, epochs=ENDLESS, features=rows[0], labels=rows[1], **settings):
+        task = TASK | {"epochs": epochs}
+        settings = {"output_path": str(tmp_path), "job_name": name} | settings
+        submitted.append(submit(features, labels=labels, hyperparameters=task, **settings))
+        return submitted[-1]
+
+    yield start
+    for job in submitted:
+        if job.describe()["status"] == "InProgress":
+            job.stop()
+        job._dismiss()
+
+
+def wait_for_an_epoch(job):
+    for event in job.events():
+        if event["event"] == "epoch":
+            return event
+
+
+def test_submit__returns_while_the_job_runs_and_stop_ends_it(start):
+    job = start()
+    wait_for_an_epoch(job)
+    assert job.describe()["status"] == "InProgress"
+    job.stop()
+    described = job.describe()
+    assert (described["status"], described["error"], described["reason"]) == (
+        "Stopped", "StoppedError", "the job was stopped.",
+    )  # fmt: skip
+    assert described["ended"] > described["started"]
+    with pytest.raises(StoppedError):
+        job.wait()
+    job.stop()  # a second time changes nothing
+    assert job.describe() == described
+
+
+def test_attach__finds_a_running_job_by_its_name_alone_and_follows_it_from_the_first_event(start):
+    job = start(epochs=3)
+    other = TrainingJob.attach("job")
+    assert other.directory == job.directory
+    assert not other.owned
+    events = []
+    result = other.wait(events.append)
+    assert [event["event"] for event in events if event["event"] != "round"] == [
+        "job", "read", "start", "compile", "epoch", "epoch", "epoch", "upload", "end",
+    ]  # fmt: skip
+    assert [event["number"] for event in events] == list(range(len(events)))
+    assert result.history == job.wait().history
+
+
+def test_attach__finds_a_finished_job_in_its_directory(start, tmp_path, monkeypatch):
+    job = start(epochs=2)
+    result = job.wait()
+    by_path, by_uri = TrainingJob.attach("job", output_path=str(tmp_path)), TrainingJob.attach(job.directory.uri)
+    monkeypatch.setenv("RAYFM_OUTPUT_PATH", str(tmp_path))
+    for found in (by_path, by_uri, TrainingJob.attach("job")):
+        again = found.wait()
+        assert (again.history, again.metrics, again.best_epoch) == (result.history, result.metrics, result.best_epoch)
+        np.testing.assert_array_equal(again.model.factors, result.model.factors)
+        assert [event["event"] for event in found.events()][-1] == "end"
+
+
+def test_attach__an_unknown_job_says_where_it_was_looked_for(ray_cluster, tmp_path):
+    with pytest.raises(StorageError, match=rf"there is no training job nobody: .* {tmp_path}/nobody holds none"):
+        TrainingJob.attach("nobody", output_path=str(tmp_path))
+
+
+def test_wait__raises_what_ended_the_job_or_what_the_directory_says_of_it(start, tmp_path):
+    (tmp_path / "bad.libsvm").write_text("1 0:1\n3:2 4:5\n")
+    job = start(features=str(tmp_path / "bad.libsvm"), labels=None)
+    with pytest.raises(DataError, match=r"bad\.libsvm:2"):
+        job.wait()
+    with pytest.raises(JobFailedError, match=r"Training job job: Failed\. Reason: .*bad\.libsvm:2") as failed:
+        TrainingJob.attach(job.directory.uri).wait()
+    assert failed.value.actual_status == "Failed"
+    assert job.describe()["error"] == "DataError"
+
+
+def test_follower__learns_that_the_controller_was_killed(start):
+    job = start()
+    other = TrainingJob.attach("job")
+    wait_for_an_epoch(other)
+    os.kill(next(pid for pid, name in live_actors().items() if name == "RunController"), signal.SIGKILL)
+    with pytest.raises(JobFailedError, match="its process died"):
+        other.wait()
+    assert job.describe()["status"] == "Failed"
+
+
+def test_describe__a_job_that_nobody_keeps_alive_is_failed(tmp_path):
+    directory = JobDirectory(str(tmp_path / "job"))
+    status = {"status": "InProgress", "started": 0, "ended": None, "ray_address": "10.0.0.1:6379"}
+    directory.write_status(status | {"alive": time.time()})
+    assert TrainingJob(directory).describe()["status"] == "InProgress"
+    directory.write_status(status | {"alive": time.time() - SILENCE_S - 1})
+    described = TrainingJob(directory).describe()
+    assert (described["status"], described["error"]) == ("Failed", "WorkerError")
+    assert list(TrainingJob(directory).events())[-1]["status"] == "Failed"
+
+
+def test_interrupt__stops_ones_own_job_and_leaves_anothers_alone(start):
+    def interrupt(event):
+        if event["event"] == "epoch":
+            raise KeyboardInterrupt
+
+    job = start()
+    with pytest.raises(KeyboardInterrupt):
+        TrainingJob.attach("job").wait(interrupt)
+    assert job.describe()["status"] == "InProgress"
+    with pytest.raises(StoppedError, match="interrupted"):
+        job.wait(interrupt)
+    assert job.describe()["status"] == "Stopped"
+
+
+def test_max_run__stops_the_job(start):
+    job = start(max_run_s=0.5)
+    with pytest.raises(StoppedError, match=r"stopped after max_run = 0\.5 s"):
+        job.wait()
+    assert job.describe()["status"] == "Stopped"
+
+
+def test_submit__a_directory_belongs_to_one_job(start):
+    job = start()
+    with pytest.raises(StorageError, match="holds a job already"):
+        start()
+    assert job.describe()["status"] == "InProgress"
+
+
+def test_submit__keeps_the_callers_details_and_writes_sagemakers_layout(start):
+    job = start(epochs=1, archive=True, details={"role": "arn", "tags": [{"Key": "a", "Value": "b"}]})
+    assert job.describe()["details"] == {"role": "arn", "tags": [{"Key": "a", "Value": "b"}]}
+    job.wait()
+    assert (job.directory.archive_uri, os.path.exists(job.directory.archive_uri)) == (
+        f"{job.directory.uri}/output/model.tar.gz", True,
+    )  # fmt: skip
+
+
+def test_list_jobs__are_those_of_the_path_and_of_the_cluster_newest_first(start, tmp_path):
+    for name in ("first", "second"):
+        start(name, epochs=1, output_path=str(tmp_path / "ended")).wait()
+    start("third", output_path=str(tmp_path / "elsewhere"))
+    (tmp_path / "ended" / "no-job").mkdir()
+    assert [job.name for job in list_jobs(str(tmp_path / "ended"))] == ["third", "second", "first"]
+
+
+def test_train__more_cpus_than_the_cluster_has_is_refused_with_both_numbers(start, monkeypatch):
+    from rayfm.training import cluster
+
+    monkeypatch.setattr(cluster, "is_embedded", lambda: False)
+    job = start(train_instance_type="ml.c5.4xlarge", train_instance_count=2)
+    with pytest.raises(ResourceError, match="2 workers need 32 CPUs, the cluster has 8"):
+        job.wait()
+
+
+def test_train__a_type_too_large_for_the_embedded_ray_is_cut_down_with_a_warning(ray_cluster, rows, tmp_path, caplog):
+    settings = {"train_instance_type": "ml.c5.9xlarge", "output_path": str(tmp_path)}
+    result = train(rows[0], labels=rows[1], hyperparameters=TASK, **settings)
+    assert "1 x ml.c5.9xlarge are 36 CPUs, this machine has 8" in caplog.text
+    assert len(result.history) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "cpus", "gib"),
+    [("ml.m4.xlarge", 4, 16), ("ml.c4.large", 2, 4), ("ml.c5.18xlarge", 72, 144), ("ml.p3.2xlarge", 8, 64)],
+)
+def test_instance_of__knows_sagemakers_sizes(name, cpus, gib):
+    assert (instance_of(name).cpus, instance_of(name).memory_bytes) == (cpus, gib * 2**30)
+
+
+def test_instance_of__local_is_none_and_nonsense_is_refused():
+    assert instance_of("local") is None
+    with pytest.raises(HyperparameterError, match=r"must be a SageMaker instance type .* got 'c5'"):
+        instance_of("c5")
+
+
+EMBEDDED = """
+import sys
+import numpy as np
+from rayfm.training.driver import submit
+job = submit(np.eye(4), labels=np.ones(4), hyperparameters={hyperparameters}, output_path=sys.argv[1], job_name="job")
+assert job.describe()["status"] == "InProgress"
+print("submitted", flush=True)
+"""
+
+
+def test_submit__a_job_on_the_embedded_ray_ends_before_its_process(tmp_path):
+    script = EMBEDDED.format(hyperparameters=TASK | {"epochs": 200})
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "submitted\n"
+    assert done.stderr == "rayfm: waiting for job, which runs in this process; Ctrl-C stops it\n"
+    assert json.loads((tmp_path / "job" / "job.json").read_text())["status"] == "Completed"
