@@ -13,6 +13,7 @@
     ├── JobFailedError (ValueError)        a training job that is waited for did not complete; has its status and reason
     ├── EndpointError (RuntimeError)       an endpoint is missing or did not answer with predictions; has the status
     └── StoppedError                       the run was asked to stop, and did
+        └── MaxRunError                    it took longer than it was allowed
 
 ``except RayfmError`` catches them all. Each also has the builtin base that fits, so code written without
 rayfm in mind (``except ValueError``) works. They survive pickling, because Ray sends them between processes.
@@ -124,3 +125,7 @@ class EndpointError(RayfmError, RuntimeError):
 
 class StoppedError(RayfmError):
     """The run was asked to stop, and did."""
+
+
+class MaxRunError(StoppedError):
+    """The run took longer than it was allowed, and was stopped."""

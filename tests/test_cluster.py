@@ -74,3 +74,59 @@ def test_train__more_workers_than_the_cluster_has_cpus_is_refused_with_both_numb
     refused = rayfm(tmp_path, "train", "rows.libsvm", *task, "--instance-count", "4", "--address", address)
     assert refused.returncode == 1
     assert refused.stderr.startswith("rayfm: error: 4 workers need 4 CPUs, the cluster has 3.")
+
+
+PROCESSES = {
+    "fit": """
+from rayfm.sagemaker import FactorizationMachines
+
+rng = np.random.default_rng(0)
+features = rng.integers(0, 2, (200, 8)).astype("float32")
+estimator = FactorizationMachines(
+    "arn:aws:iam::111122223333:role/any", 1, "local", num_factors=2, predictor_type="regressor", epochs=3000,
+    output_path="jobs", data_location="records",
+)
+estimator.fit(estimator.record_set(features, features.sum(axis=1)), mini_batch_size=50, wait=False, job_name="two")
+print(estimator.latest_training_job.describe()["TrainingJobStatus"])
+""",
+    "attach": """
+from rayfm.sagemaker import FactorizationMachines
+
+estimator = FactorizationMachines.attach("two")
+print(estimator.hyperparameters())
+print(estimator.latest_training_job.describe()["TrainingJobStatus"])
+""",
+    "deploy": """
+from rayfm.sagemaker import FactorizationMachines
+
+estimator = FactorizationMachines.attach("two", output_path="jobs")
+predictor = estimator.deploy(1, "local", endpoint_name="ep")
+scores = [r.label["score"].float32_tensor.values[0] for r in predictor.predict(np.eye(8, dtype="float32"))]
+print(np.allclose(scores, estimator.model.predict(np.eye(8)), atol=1e-6))
+""",
+    "predict": """
+from rayfm.sagemaker import FactorizationMachinesPredictor
+
+predictor = FactorizationMachinesPredictor("ep")
+print(len(predictor.predict(np.zeros(8, "float32"))))
+predictor.delete_endpoint()
+""",
+}
+
+
+def test_estimator__fit_attach_deploy_and_predict_each_in_a_process_of_its_own(address, tmp_path):
+    environment = os.environ | {"RAY_ADDRESS": address, "RAYFM_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
+    said = {}
+    for name, script in PROCESSES.items():
+        command = [sys.executable, "-W", "error", "-c", "import numpy as np\n" + script]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stderr
+        said[name] = done.stdout
+    assert said["fit"] == "InProgress\n"
+    assert "#quality_metric: host=algo-1, epoch=0, train rmse <loss>=" in said["attach"]
+    assert "Completed - Training job completed" in said["attach"]
+    assert "'mini_batch_size': '50'" in said["attach"]
+    assert "'feature_dim': '8'" in said["attach"]
+    assert said["attach"].endswith("\nCompleted\n")
+    assert said["deploy"].endswith("True\n")
+    assert said["predict"] == "1\n"

@@ -3,13 +3,12 @@
 import io
 import json
 import re
-from types import SimpleNamespace
 
 import pytest
 
 from rayfm import progress
-from rayfm.hyperparameters import Hyperparameters
 from rayfm.progress.live import Live
+from tests.events import epoch, replayed, run
 
 PREFIX = re.compile(r"\[\d\d/\d\d/\d{4} \d\d:\d\d:\d\d (INFO|WARNING|ERROR) \d+\] ")
 
@@ -19,37 +18,6 @@ class Terminal(io.StringIO):
 
     def isatty(self):
         return True
-
-
-def measures(channel, rmse):
-    return {f"{channel}:rmse": rmse, f"{channel}:mse": rmse**2, f"{channel}:absolute_loss": rmse / 2}
-
-
-def epoch(number, rmse, **more):
-    event = {"event": "epoch", "epoch": number, "time": 1010.0, "seconds": 0.5, "records_per_second": 105657.8710505651}
-    return {**event, **measures("train", rmse), **more}
-
-
-def run(*, epochs=20, trained=1, notes=(), test=True, early=False, **per_epoch):
-    """The events of a run, the values those that SageMaker once printed."""
-    values = Hyperparameters.of(num_factors=2, predictor_type="regressor", epochs=epochs)
-    spec = SimpleNamespace(hyperparameters=values)
-    read = {"rows": 80000, "entries": 160000, "feature_dim": 2625, "notes": list(notes), "seconds": 0.8}
-    running = [{"host": 1, "batch": 0, "train:rmse": 3.846082752497988}]
-    yield {"event": "job", "job_name": "first", "directory": "out/first", "spec": spec}
-    yield {"event": "read", "time": 1001.0, "channel": "train", **read}
-    yield {"event": "start", "time": 1002.0, "workers": 2, "seconds": 1.5}
-    yield {"event": "compile", "time": 1003.0, "seconds": 1.0}
-    for number in range(trained):
-        yield {"event": "round", "time": 1004.0, "epoch": number, "rows": 40000, "running": running}
-        yield epoch(number, 1.8169458122088216, **per_epoch)
-    if early:
-        yield {"event": "early stop", "time": 1011.0, "epoch": trained - 1, "best_epoch": 0, "metric": "rmse"}
-    tested = measures("test", 1.0002629948968227) if test else {}
-    if test:
-        yield {"event": "test", "time": 1012.0, **tested}
-    metrics = {**measures("train", 1.8169458122088216), **tested}
-    yield {"event": "end", "time": 1013.0, "status": "Completed", "metrics": metrics, "seconds": 13.0}
 
 
 def printed(events):
@@ -109,7 +77,7 @@ def test_log_lines__close_training_once_with_the_last_epoch(epochs, trained, ear
 
 def test_log_lines__mark_scores_and_name_every_host():
     running = [{"host": 2, "batch": 500, "train:binary_f_1.000": 0.5, "train:binary_classification_accuracy": 0.75}]
-    lines = printed([{"event": "round", "epoch": 1, "rows": 9, "running": running}])
+    lines = printed([{"event": "round", "time": 0.0, "epoch": 1, "rows": 9, "running": running}])
     assert lines == [
         "#quality_metric: host=algo-2, epoch=1, batch=500 train binary_classification_accuracy <score>=0.75",
         "#quality_metric: host=algo-2, epoch=1, batch=500 train binary_f_1.000 <score>=0.5",
@@ -148,7 +116,7 @@ def test_log_lines__metrics_are_json_with_sagemakers_keys():
 def test_log_lines__warn_of_notes_and_report_a_failure():
     stream = io.StringIO()
     watcher = progress.log_lines(stream)
-    for event in list(run(notes=["features are counted from 1"]))[:2]:
+    for event in list(run(notes=["features are counted from 1"]))[:3]:
         watcher(event)
     watcher({"event": "end", "time": 1.0, "status": "Failed", "reason": "train.txt:3: bad"})
     *_, note, failure = stream.getvalue().splitlines()
@@ -203,7 +171,8 @@ def test_live__leaves_a_line_per_phase_and_epoch(monkeypatch):
 
 
 def test_live__shows_a_bar_and_takes_it_away(monkeypatch):
-    text, raw = shown(monkeypatch, run(epochs=2, trained=1))
+    events = [event for event in run(epochs=2, trained=1) if event["event"] != "upload"]
+    text, raw = shown(monkeypatch, events)
     assert "epoch 2/2" in text and "50 %" in text
     assert raw.endswith("\x1b[2K") and "\x1b[?25h" in raw  # the bar's line is erased, the cursor is back
 
@@ -233,3 +202,21 @@ def test_live__is_restored_after_an_error(monkeypatch):
     with pytest.raises(KeyboardInterrupt), progress.watching(stream=stream):
         raise KeyboardInterrupt
     assert "\x1b[?25h" in stream.getvalue()
+
+
+def test_log_lines__have_the_time_of_the_event_in_utc():
+    stream = io.StringIO()
+    progress.log_lines(stream)({**next(run()), "time": 1588612345.9})
+    assert stream.getvalue().startswith("[05/04/2020 17:12:25 INFO ")
+
+
+def test_log_lines__of_a_run_that_is_over_are_those_it_printed():
+    events = list(run(epochs=2, trained=2, **{"train:mse": float("nan")}))
+    assert printed(replayed(events)) == printed(events)
+    assert "#quality_metric: host=algo-1, epoch=1, train mse <loss>=nan" in printed(events)
+
+
+def test_live__shows_a_run_that_is_over_with_undefined_measures(monkeypatch):
+    events = replayed(run(epochs=1, **{"validation:rmse": float("nan")}))
+    text, _ = shown(monkeypatch, events)
+    assert re.search(r"1/1 +1\.8169 +nan +106 k", text)

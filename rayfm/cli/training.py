@@ -32,7 +32,7 @@ def _data_option(flag: str, help: str) -> Callable[[Function], Function]:
         ("a classifier on four workers of a cluster, data and model on S3",
          "rayfm train s3://bucket/clicks/ --test s3://bucket/test/ --num-factors 8 \\\n"
          "    --predictor-type binary_classifier --instance-count 4 --address auto \\\n"
-         "    --output-path s3://bucket/models"),
+         "    --output-path s3://bucket/models --no-wait"),
         ("what SageMaker was given, but with more epochs",
          "rayfm train train.pbr --hyperparameters hyperparameters.json --epochs 50"),
     ],
@@ -65,9 +65,25 @@ def _data_option(flag: str, help: str) -> Callable[[Function], Function]:
     metavar="SIZE",
     help="Rows that a worker keeps in memory, such as 4GiB; beyond that it maps them block by block.",
 )
-@click.option("--output-path", default="rayfm-output", show_default=True, metavar="DIR", help="Where jobs are written.")
+@click.option(
+    "--instance-type",
+    "--train-instance-type",
+    "instance_type",
+    metavar="TYPE",
+    help="CPUs and memory of a worker as a SageMaker instance type has them, such as ml.c5.2xlarge; the CPUs divided "
+    "evenly when left out.",
+)
+@click.option(
+    "--output-path", metavar="DIR", help="Where jobs are written; RAYFM_OUTPUT_PATH or ./rayfm-output when left out."
+)
 @click.option("--job-name", metavar="NAME", help="Directory below the output path; made from the time when left out.")
 @address_option
+@click.option("--max-run", type=click.IntRange(min=1), metavar="SECONDS", help="Stop the job after so long.")
+@click.option(
+    "--wait/--no-wait",
+    default=True,
+    help="Follow the job to its end, or leave it to the cluster: see `rayfm jobs`.  [default: wait]",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @debug_option
 def train(
@@ -79,7 +95,10 @@ def train(
     given: dict[str, Any],
     file: Path | None,
     instance_count: int,
+    instance_type: str | None,
     worker_memory: int | None,
+    max_run: int | None,
+    wait: bool,
     quiet: bool,
     **rest: Any,
 ) -> None:
@@ -95,19 +114,26 @@ def train(
     from rayfm.progress import watching
     from rayfm.training import driver
 
+    settings = {
+        "validation": list(validation) or None,
+        "test": list(test) or None,
+        "hyperparameters": values,
+        "train_instance_count": instance_count,
+        "train_instance_type": instance_type,
+        "options": options,
+        "worker_memory_bytes": worker_memory,
+        "max_run_s": max_run,
+        **rest,
+    }
+    if not wait:
+        job = driver.submit(list(train), **settings)
+        click.echo(job.name)
+        if not quiet:
+            click.echo(f"`rayfm jobs follow {job.directory.uri}` shows how it goes on.", err=True)
+        return
     try:
         with watching(quiet=quiet) as watcher:
-            result = driver.train(
-                list(train),
-                validation=list(validation) or None,
-                test=list(test) or None,
-                hyperparameters=values,
-                train_instance_count=instance_count,
-                options=options,
-                worker_memory_bytes=worker_memory,
-                watcher=watcher,
-                **rest,
-            )
+            result = driver.train(list(train), watcher=watcher, **settings)
     except StoppedError as stopped:
         raise click.Abort(str(stopped)) from stopped
     if not quiet:

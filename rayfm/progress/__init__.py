@@ -1,9 +1,12 @@
 """What a person, or a log parser, sees of a run.
 
-A watcher is called with each event of a run, a dict whose ``event`` says what happened:
+A watcher is called with each event of a run, a dict of JSON's types whose ``event`` says what happened and whose
+``time`` (seconds since 1970) when. The events of a run that is over, read from its metrics.jsonl, give the same lines;
+numbers that are not finite are None there.
 
 =============  ==================================================================================================
-``job``        the run has a name (``job_name``), a ``directory`` and a ``spec``
+``job``        the run has a name (``job_name``), a ``directory`` (URI) and ``hyperparameters`` (dict)
+``reading``    the channels are about to be read
 ``read``       a ``channel`` is read: ``rows``, ``entries``, ``feature_dim``, ``notes``, ``seconds``
 ``start``      the ``workers`` have their rows, after ``seconds``
 ``compile``    the kernels are compiled, after ``seconds``
@@ -11,6 +14,7 @@ A watcher is called with each event of a run, a dict whose ``event`` says what h
 ``epoch``      an epoch is over: ``records_per_second``, measures, and ``best`` if there is a validation channel
 ``early stop`` the last epoch was ``epoch``, the best by ``metric`` was ``best_epoch``
 ``test``       measures of the test channel
+``upload``     the model is about to be written
 ``end``        ``status``; ``metrics`` and ``seconds``, or the ``reason`` of a failure
 =============  ==================================================================================================
 

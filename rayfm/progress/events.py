@@ -21,9 +21,18 @@ class Dispatcher:
             handler(event)
 
 
+def as_number(value: float | None) -> float:
+    """Return a number of an event, NaN where JSON has null.
+
+    >>> as_number(None), as_number(2)
+    (nan, 2.0)
+    """
+    return float("nan") if value is None else float(value)
+
+
 def quality(event: Event, channel: str) -> Iterator[tuple[Metric, float]]:
     """Yield each measure of a channel in an event, in SageMaker's order."""
     for metric in METRICS.values():
         name = f"{channel}:{metric.name}"
         if name in event:
-            yield metric, float(event[name])
+            yield metric, as_number(event[name])

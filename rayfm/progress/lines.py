@@ -16,26 +16,29 @@ ALGORITHM = "factorization-machines"
 class LogLines(Dispatcher):
     """Prints SageMaker's lines, with its prefix ``[MM/DD/YYYY HH:MM:SS LEVEL thread]``.
 
-    The ``train`` lines without an epoch come once and repeat the last epoch, as SageMaker's do, whichever epoch
-    the model is of; job.json and the model file have the kept epoch's measures.
+    The prefix has the time of the event, so that a run that is over prints what it printed while it ran. The ``train``
+    lines without an epoch come once and repeat the last epoch, as SageMaker's do, whichever epoch the model is of;
+    job.json and the model file have the kept epoch's measures.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._epochs = self._rows = 0
+        self._now = 0.0
         self._ready: float | None = None
         self._last: Event = {}
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Print an event's lines, if it has any."""
+        self._now = event["time"]
         super().__call__(event)
         self._stream.flush()
 
     def _on_job(self, event: Event) -> None:
-        values = event["spec"].hyperparameters
-        self._epochs = values.epochs
+        values = event["hyperparameters"]
+        self._epochs = values["epochs"]
         self._line(f"Training job {event['job_name']} writes to {event['directory']}")
-        self._line(f"Final configuration: { {name: str(value) for name, value in values.as_dict().items()} }")
+        self._line(f"Final configuration: { {name: str(value) for name, value in values.items()} }")
 
     def _on_read(self, event: Event) -> None:
         facts = f"{event['rows']} rows, {event['entries']} entries, feature_dim {event['feature_dim']}"
@@ -68,6 +71,7 @@ class LogLines(Dispatcher):
         self._line(f"#progress_metric: host=algo-1, completed {100 * (epoch + 1) / self._epochs!r} % of epochs")
         seen = {
             "Total Records Seen": (epoch + 1) * self._rows,
+            "Max Records Seen Between Resets": self._rows,
             "Number of Records Since Last Reset": self._rows,
             "Reset Count": epoch + 1,
         }
@@ -97,8 +101,8 @@ class LogLines(Dispatcher):
         self._metrics(event, times)
 
     def _line(self, text: str, level: str = "INFO") -> None:
-        now = datetime.now(UTC)
-        print(f"[{now:%m/%d/%Y %H:%M:%S} {level} {threading.get_ident()}] {text}", file=self._stream)
+        time = datetime.fromtimestamp(self._now, UTC)
+        print(f"[{time:%m/%d/%Y %H:%M:%S} {level} {threading.get_ident()}] {text}", file=self._stream)
 
     def _quality(self, event: Event, channel: str, where: str = "", host: int = 1) -> None:
         for metric, value in quality(event, channel):

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Column
 
 from rayfm.metrics import METRICS, Metric, default_metric
-from rayfm.progress.events import Dispatcher, Event, quality
+from rayfm.progress.events import Dispatcher, Event, as_number, quality
 
 WIDEST_BAR = 40
 BESIDE_THE_BAR = 46
@@ -46,7 +46,7 @@ class Live(Dispatcher):
         self._bar.stop()
 
     def _on_job(self, event: Event) -> None:
-        self._epochs = event["spec"].hyperparameters.epochs
+        self._epochs = event["hyperparameters"]["epochs"]
         self._say(f"job {event['job_name']}")
         self._say(f"directory {event['directory']}", soft_wrap=True)  # whole, to be copied
         self._phase("reading train")
@@ -89,6 +89,9 @@ class Live(Dispatcher):
     def _on_test(self, event: Event) -> None:
         self._say("test: " + ", ".join(f"{short_name(metric)} {value:.5g}" for metric, value in quality(event, "test")))
 
+    def _on_upload(self, event: Event) -> None:
+        self._phase("writing the model")
+
     def _on_end(self, event: Event) -> None:
         if event["status"] == "Completed":
             self._say(f"done in {event['seconds']:.1f} s")
@@ -129,7 +132,7 @@ class _EpochTable:
         self.header = self._joined(["epoch", *titles, "rows/s"])
 
     def row(self, event: Event) -> str:
-        measures = [f"{event.get(name, float('nan')):.5g}" for name in self._measures]
+        measures = [f"{as_number(event.get(name)):.5g}" for name in self._measures]
         number = f"{event['epoch'] + 1}/{self._epochs}"
         line = self._joined([number, *measures, short_number(event["records_per_second"])])
         return f"{line} *" if event.get("best") else line

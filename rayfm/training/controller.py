@@ -110,6 +110,8 @@ class RunController:
             "hyperparameters": spec.hyperparameters.as_dict(),
             "seed": self._run.seed,
             "train_instance_count": spec.world_size,
+            "archive": spec.archive,
+            "max_run_s": spec.max_run_s,
             "channels": {name: source.description for name, source in spec.channels.items()},
             "versions": job.library_versions(),
             "details": spec.details,

@@ -304,7 +304,7 @@ def list_jobs(output_path: str | None = None, *, address: str | None = None) -> 
     for each in found.values():
         try:
             started.append((each.directory.read_status()["started"], each))
-        except StorageError:  # a folder of something else
+        except (StorageError, ValueError, KeyError):  # a folder of something else
             continue
     return [each for _, each in sorted(started, key=lambda pair: pair[0], reverse=True)]
 

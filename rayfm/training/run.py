@@ -24,6 +24,7 @@ from rayfm.errors import (
     DataError,
     DivergenceError,
     HyperparameterError,
+    MaxRunError,
     RayfmError,
     ResourceError,
     StoppedError,
@@ -156,6 +157,7 @@ class Run:
         """Read every channel, ``train`` first, and settle feature_dim."""
         feature_dim = self._values.feature_dim
         channels: dict[str, Blocks] = {}
+        self._emit({"event": "reading"})
         for name in sorted(self._sources, key=lambda name: name != "train"):
             self._check_stopped()
             began = time.time()
@@ -351,7 +353,7 @@ class Run:
             raise StoppedError("the job was stopped.")
         limit = self.spec.max_run_s
         if limit is not None and time.monotonic() - self._began > limit:
-            raise StoppedError(f"the job was stopped after max_run = {limit:g} s.")
+            raise MaxRunError(f"the job was stopped after max_run = {limit:g} s.")
 
     def _emit(self, event: Event, *, keep: bool = True) -> None:
         self._emit_to(event, keep)

@@ -76,7 +76,7 @@ def test_attach__finds_a_running_job_by_its_name_alone_and_follows_it_from_the_f
     events = []
     result = other.wait(events.append)
     assert [event["event"] for event in events if event["event"] != "round"] == [
-        "job", "read", "start", "compile", "epoch", "epoch", "epoch", "upload", "end",
+        "job", "reading", "read", "start", "compile", "epoch", "epoch", "epoch", "upload", "end",
     ]  # fmt: skip
     assert [event["number"] for event in events] == list(range(len(events)))
     assert result.history == job.wait().history
@@ -173,6 +173,8 @@ def test_list_jobs__are_those_of_the_path_and_of_the_cluster_newest_first(start,
         start(name, epochs=1, output_path=str(tmp_path / "ended")).wait()
     start("third", output_path=str(tmp_path / "elsewhere"))
     (tmp_path / "ended" / "no-job").mkdir()
+    (tmp_path / "ended" / "other").mkdir()
+    (tmp_path / "ended" / "other" / "job.json").write_text("[]")
     assert [job.name for job in list_jobs(str(tmp_path / "ended"))] == ["third", "second", "first"]
 
 

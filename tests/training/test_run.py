@@ -174,8 +174,8 @@ def test_train__history_is_an_object_and_a_file(tmp_path):
     events = [json.loads(line) for line in (tmp_path / "job" / "metrics.jsonl").read_text().splitlines()]
     epochs = [event for event in events if event["event"] == "epoch"]
     assert epochs == result.history
-    assert [event["event"] for event in events if event["event"] != "round"][:5] == [
-        "job", "read", "start", "compile", "epoch",
+    assert [event["event"] for event in events if event["event"] != "round"][:6] == [
+        "job", "reading", "read", "start", "compile", "epoch",
     ]  # fmt: skip
     status = json.loads((tmp_path / "job" / "job.json").read_text())
     assert (status["status"], status["seed"], status["train_instance_count"]) == ("Completed", 5, 2)

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -110,3 +112,9 @@ def test_read__knows_the_width_or_infers_it(tmp_path):
 def test_read__says_what_is_wrong_with_matrices(data, labels, message):
     with pytest.raises(DataError, match=message):
         read(as_source(data, labels, None, None, "train"), RowRules())
+
+
+def test_read_tasks__import_no_numba():
+    """Ray cancels a task by an interrupt: in the middle of that import it would break the process for later tasks."""
+    code = "import sys, rayfm.training.sources; print('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
