@@ -214,6 +214,15 @@ def test_list_files__options_of_the_uri_stay_in_the_result(tree_in_s3, s3_endpoi
 # ---- manifests
 
 
+def test_list_files__a_manifest_lends_its_options_to_the_files_it_lists(tree_in_s3, bucket, s3_endpoint, monkeypatch):
+    bucket.put_object(Key=".amazon.manifest", Body=manifest_of(f"{S3}/a/", ["1.pbr"]))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    options = f"?endpoint_override={s3_endpoint.removeprefix('http://')}&scheme=http&region=us-east-1"
+    (file,) = list_files(f"{S3}/.amazon.manifest{options}")
+    assert file.uri == f"{S3}/a/1.pbr{options}"
+    assert len(read_bytes(file.uri)) == file.size_bytes
+
+
 def manifest_of(prefix, names):
     return json.dumps([{"prefix": prefix}, *names]).encode()
 

@@ -150,8 +150,10 @@ def _manifest_files(uri: str) -> list[InputFile]:
     prefix = first["prefix"]
     if not SCHEME.match(prefix) and (manifest := local_path(uri)):
         prefix = os.path.join(os.path.dirname(manifest), prefix)  # keeps an absolute prefix as it is
-    filesystem, _ = resolve(prefix)
-    uris = [prefix + name for name in names]
+    own = OPTIONS.search(uri) if SCHEME.match(uri) and SCHEME.match(prefix) and not OPTIONS.search(prefix) else None
+    options = own[0] if own else ""  # the manifest itself has none, as they may hold secrets
+    filesystem, _ = resolve(prefix + options)
+    uris = [prefix + name + options for name in names]
     infos = filesystem.get_file_info([resolve(item)[1] for item in uris])
     for item, info in zip(uris, infos, strict=True):
         if info.type != FileType.File:

@@ -6,12 +6,15 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from stat import S_ISDIR, S_ISREG
 from typing import Any, BinaryIO, cast
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -144,6 +147,42 @@ def check_writable(folder: Uri) -> None:
         filesystem.open_output_stream(f"{path}/{name}").close()
         with suppress(OSError):  # a policy may allow to write but not to delete
             filesystem.delete_file(f"{path}/{name}")
+
+
+def remove_folder(folder: Uri) -> None:
+    """Delete a folder and all below it; do nothing when it does not exist.
+
+    On S3 pyarrow then writes an empty object that stands for the folder above (``jobs/`` after ``jobs/a`` was deleted),
+    so that one does not vanish with its last file.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be deleted.
+    """
+    text = os.fspath(folder)
+    with storage_errors(text, "deleted"), suppress(FileNotFoundError):
+        if (path := local_path(text)) is not None:
+            shutil.rmtree(path)
+            return
+        filesystem, path = resolve(text)
+        filesystem.delete_dir(path)
+
+
+def encrypts_at_rest(uri: Uri) -> bool:
+    """Tell whether a storage encrypts all that it stores, whether asked to or not.
+
+    Amazon S3 does (with AES-256, since January 2023), Google's and Azure's do. What another server of the S3 API, HDFS
+    or a local disk does cannot be known from here.
+    """
+    text = os.fspath(uri)
+    scheme = text.partition("://")[0].lower() if local_path(text) is None else "file"
+    if scheme != "s3":
+        return scheme in ("gs", "gcs", "abfs", "abfss")
+    option = re.search(r"[?&]endpoint_override=([^&]*)", text)
+    variables = (os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
+    endpoint = option[1] if option else next(filter(None, variables), "")
+    return not endpoint or re.search(r"\.amazonaws\.com(\.cn)?(:\d+)?/?$", unquote(endpoint)) is not None
 
 
 class JsonLines:

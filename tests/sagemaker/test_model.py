@@ -1,0 +1,112 @@
+import logging
+import socket
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from rayfm.errors import EndpointError, StorageError
+from rayfm.model import FactorizationMachine
+from rayfm.sagemaker.model import FactorizationMachinesModel
+from rayfm.sagemaker.serializers import (
+    JSONDeserializer,
+    JSONLinesDeserializer,
+    JSONLinesSerializer,
+    JSONSerializer,
+)
+
+ROWS = sparse.random_array((40, 30), density=0.2, rng=np.random.default_rng(2), dtype=np.float32, format="csr")
+
+
+@pytest.fixture(scope="module")
+def machine():
+    rng = np.random.default_rng(1)
+    linear, factors = rng.normal(size=30).astype("f4"), rng.normal(size=(30, 4)).astype("f4")
+    return FactorizationMachine(0.5, linear, factors, "binary_classifier")
+
+
+@pytest.fixture(scope="module")
+def model_data(machine, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    machine.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def endpoint_url(ray_cluster):
+    """Where endpoints deployed in this module are; Serve, which the first of them starts, is gone afterwards."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAYFM_ENDPOINT_URL", url)
+        yield url
+        from ray import serve
+
+        serve.shutdown()
+
+
+def test_model__loads_and_keeps_what_it_is_given(model_data, machine, monkeypatch):
+    monkeypatch.chdir(model_data.parent)
+    session = object()
+    model = FactorizationMachinesModel("model.safetensors", "arn:aws:iam::1:role/r", session, name="ratings")
+    assert (model.role, model.sagemaker_session, model.name) == ("arn:aws:iam::1:role/r", session, "ratings")
+    assert model.model_data == str(model_data)
+    assert repr(model) == f"FactorizationMachinesModel('{model_data}')"
+    np.testing.assert_array_equal(model.load().predict(ROWS), machine.predict(ROWS))
+    assert model.delete_model() is None
+    assert model_data.exists()
+
+
+def test_model__names_the_nearest_keyword_for_an_unknown_one():
+    with pytest.raises(TypeError, match=r"FactorizationMachinesModel\(\) got .* 'naem'\. Did you mean name\?"):
+        FactorizationMachinesModel("m", naem="x")
+    with pytest.raises(TypeError, match=r"deploy\(\) got .* 'endpoint_nam'\. Did you mean endpoint_name\?"):
+        FactorizationMachinesModel("m").deploy(1, "ml.m5.large", endpoint_nam="x")
+
+
+def test_model__says_which_keywords_have_no_effect(caplog):
+    FactorizationMachinesModel("m", env={"A": "1"}, vpc_config=None)
+    [warning] = caplog.records
+    assert warning.levelno == logging.WARNING
+    assert warning.getMessage() == "env has no effect here: set variables where Ray is started."
+
+
+def test_deploy__says_that_there_is_no_model(tmp_path):
+    with pytest.raises(StorageError, match="there is no model at"):
+        FactorizationMachinesModel(tmp_path / "nowhere").deploy(1, endpoint_name="never")
+
+
+def test_deploy__returns_a_predictor_that_scores_as_the_model_does(model_data, machine, endpoint_url):
+    model = FactorizationMachinesModel(model_data, name="ratings")
+    expected = machine.predict(ROWS)
+    with model.deploy(1, "ml.m5.large") as predictor:
+        assert predictor.endpoint_name == model.endpoint_name
+        assert predictor.endpoint_name.startswith("ratings-20")
+        assert predictor.endpoint_url == endpoint_url
+        for data in (ROWS, ROWS.toarray(), ROWS.toarray().astype("f8"), ROWS.toarray().tolist()):
+            records = predictor.predict(data)
+            scores = [record.label["score"].float32_tensor.values[0] for record in records]
+            np.testing.assert_allclose(scores, expected, rtol=1e-5)
+        labels = [record.label["predicted_label"].float32_tensor.values[0] for record in records]
+        assert labels == (expected >= 0.5).tolist()
+
+        predictor.max_payload_bytes = 600
+        divided = predictor.predict(ROWS)
+        assert [record.SerializeToString(deterministic=True) for record in divided] == [
+            record.SerializeToString(deterministic=True) for record in records
+        ]
+
+        predictor.serializer, predictor.deserializer = JSONSerializer(), JSONDeserializer()
+        answer = predictor.predict(ROWS)["predictions"]
+        np.testing.assert_allclose([row["score"] for row in answer], expected, rtol=1e-5)
+        predictor.serializer, predictor.deserializer = JSONLinesSerializer(), JSONLinesDeserializer()
+        np.testing.assert_allclose([row["score"] for row in predictor.predict(ROWS)], expected, rtol=1e-5)
+
+        with pytest.raises(EndpointError) as caught:
+            predictor.predict(np.ones((1, 31), "f4"))
+        assert (caught.value.status, caught.value.code) == (424, "ModelError")
+
+        predictor.delete_endpoint()
+        with pytest.raises(EndpointError, match=f"there is no endpoint {predictor.endpoint_name}"):
+            predictor.delete_endpoint()
