@@ -13,17 +13,24 @@ __version__ = "0.1.0"
 _HOMES = {
     "DataError": "rayfm.errors",
     "DivergenceError": "rayfm.errors",
+    "EndpointError": "rayfm.errors",
     "FactorizationMachine": "rayfm.model",
+    "FactorizationMachines": "rayfm.sagemaker.estimator",
+    "FactorizationMachinesModel": "rayfm.sagemaker.model",
+    "FactorizationMachinesPredictor": "rayfm.sagemaker.predictor",
     "HyperparameterError": "rayfm.errors",
     "Hyperparameters": "rayfm.hyperparameters",
+    "JobFailedError": "rayfm.errors",
     "ModelFileError": "rayfm.errors",
     "ParquetColumns": "rayfm.formats.parquet_columns",
     "RayfmError": "rayfm.errors",
     "ReadOptions": "rayfm.reading",
+    "RecordSet": "rayfm.sagemaker.records",
     "ResourceError": "rayfm.errors",
     "SparseBatch": "rayfm.batch",
     "StorageError": "rayfm.errors",
-    "TrainingResult": "rayfm.training.driver",
+    "TrainingResult": "rayfm.training.job",
+    "Transformer": "rayfm.sagemaker.transformer",
     "WorkerError": "rayfm.errors",
     "check": "rayfm.training.doctor",
     "evaluate": "rayfm.training.scoring",
@@ -38,7 +45,9 @@ if TYPE_CHECKING:
     from rayfm.batch import SparseBatch as SparseBatch
     from rayfm.errors import DataError as DataError
     from rayfm.errors import DivergenceError as DivergenceError
+    from rayfm.errors import EndpointError as EndpointError
     from rayfm.errors import HyperparameterError as HyperparameterError
+    from rayfm.errors import JobFailedError as JobFailedError
     from rayfm.errors import ModelFileError as ModelFileError
     from rayfm.errors import RayfmError as RayfmError
     from rayfm.errors import ResourceError as ResourceError
@@ -49,9 +58,14 @@ if TYPE_CHECKING:
     from rayfm.model import FactorizationMachine as FactorizationMachine
     from rayfm.reading import ReadOptions as ReadOptions
     from rayfm.reading import read as read
+    from rayfm.sagemaker.estimator import FactorizationMachines as FactorizationMachines
+    from rayfm.sagemaker.model import FactorizationMachinesModel as FactorizationMachinesModel
+    from rayfm.sagemaker.predictor import FactorizationMachinesPredictor as FactorizationMachinesPredictor
+    from rayfm.sagemaker.records import RecordSet as RecordSet
+    from rayfm.sagemaker.transformer import Transformer as Transformer
     from rayfm.training.doctor import check as check
-    from rayfm.training.driver import TrainingResult as TrainingResult
     from rayfm.training.driver import train as train
+    from rayfm.training.job import TrainingResult as TrainingResult
     from rayfm.training.scoring import evaluate as evaluate
     from rayfm.training.scoring import predict as predict
 

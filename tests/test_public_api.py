@@ -9,9 +9,11 @@ import rayfm
 HEAVY = ("ray", "numba", "pyarrow", "scipy", "pandas", "click", "rich", "google.protobuf")
 
 PUBLIC = [
-    "DataError", "DivergenceError", "FactorizationMachine", "HyperparameterError", "Hyperparameters", "ModelFileError",
-    "ParquetColumns", "RayfmError", "ReadOptions", "ResourceError", "SparseBatch", "StorageError", "TrainingResult",
-    "WorkerError", "check", "evaluate", "predict", "read", "train",
+    "DataError", "DivergenceError", "EndpointError", "FactorizationMachine", "FactorizationMachines",
+    "FactorizationMachinesModel", "FactorizationMachinesPredictor", "HyperparameterError", "Hyperparameters",
+    "JobFailedError", "ModelFileError", "ParquetColumns", "RayfmError", "ReadOptions", "RecordSet", "ResourceError",
+    "SparseBatch", "StorageError", "TrainingResult", "Transformer", "WorkerError", "check", "evaluate", "predict",
+    "read", "train",
 ]  # fmt: skip
 
 
