@@ -1,0 +1,249 @@
+"""Endpoints over HTTP on a real Ray Serve, asked by plain requests and by boto3."""
+
+import socket
+import threading
+import time
+
+import boto3
+import numpy as np
+import pytest
+import ray
+import requests
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from rayfm.errors import EndpointError, ModelFileError, ResourceError, StorageError
+from rayfm.model import FactorizationMachine
+from rayfm.serving import endpoint, server
+
+JSON = "application/json"
+ROW = b'{"instances": [{"features": [1.0, 0.0, 2.0]}]}'
+
+
+def save_model(path, bias, predictor_type="regressor"):
+    """Write a model whose raw score is bias + x0 + x1 + x2."""
+    FactorizationMachine(bias, np.ones(3, np.float32), np.zeros((3, 2), np.float32), predictor_type).save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def regressor(serve_url, tmp_path_factory):
+    return endpoint.deploy(save_model(tmp_path_factory.mktemp("m") / "model.safetensors", 0.5), "fm-regressor")
+
+
+@pytest.fixture(scope="module")
+def classifier(serve_url, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("m")
+    save_model(directory / "model.safetensors", -3, "binary_classifier")
+    return endpoint.deploy(str(directory), "fm-classifier")
+
+
+@pytest.fixture(scope="module")
+def runtime(serve_url):
+    """A client as anybody's script makes one, but for the endpoint_url."""
+    keys = {"aws_access_key_id": "any", "aws_secret_access_key": "any", "region_name": "us-east-1"}
+    client = boto3.client("sagemaker-runtime", endpoint_url=serve_url, **keys)
+    yield client
+    client.close()
+
+
+def scores(url, body=ROW):
+    answer = requests.post(f"{url}/invocations", data=body, headers={"Content-Type": JSON}, timeout=10)
+    answer.raise_for_status()
+    return [prediction["score"] for prediction in answer.json()["predictions"]]
+
+
+def test_deploy__returns_when_the_endpoint_answers(regressor, serve_url):
+    assert regressor.url == f"{serve_url}/endpoints/fm-regressor"
+    assert regressor.status == "InService"
+    assert scores(regressor.url) == [3.5]
+
+
+def test_endpoint__tells_of_its_model(classifier):
+    facts = requests.get(classifier.url, timeout=10).json()
+    assert facts["endpoint_name"] == "fm-classifier"
+    assert facts["predictor_type"] == "binary_classifier"
+    assert facts["feature_dim"] == 3
+
+
+def test_boto3__gets_predictions(classifier, runtime):
+    answer = runtime.invoke_endpoint(EndpointName="fm-classifier", ContentType=JSON, Accept=JSON, Body=ROW)
+    assert answer["Body"].read() == b'{"predictions": [{"score": 0.5, "predicted_label": 1.0}]}'
+    assert answer["ContentType"] == JSON
+    assert answer["InvokedProductionVariant"] == "AllTraffic"
+    assert answer["ResponseMetadata"]["RequestId"]
+
+
+def test_boto3__needs_no_signature(regressor, serve_url):
+    client = boto3.client(
+        "sagemaker-runtime",
+        endpoint_url=serve_url,
+        region_name="eu-west-1",
+        config=Config(signature_version=UNSIGNED),
+    )
+    answer = client.invoke_endpoint(EndpointName="fm-regressor", Body=ROW)
+    assert answer["Body"].read() == b'{"predictions": [{"score": 3.5}]}'
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (
+            {"ContentType": JSON, "Body": b'{"instances": [{"features": [1]}]}'},
+            400,
+            "row 1: dense features must have 3",
+        ),
+        ({"ContentType": "text/csv", "Body": b"1,2,3"}, 415, "Content-Type must be one of"),
+        ({"ContentType": JSON, "Accept": "text/csv", "Body": ROW}, 406, "Accept must allow one of"),
+    ],
+)
+def test_boto3__raises_a_model_error_for_what_cannot_be_answered(regressor, runtime, arguments, status, message):
+    with pytest.raises(runtime.exceptions.ModelError) as caught:
+        runtime.invoke_endpoint(EndpointName="fm-regressor", **arguments)
+    seen = caught.value.response
+    assert seen["ResponseMetadata"]["HTTPStatusCode"] == 424
+    assert seen["ResponseMetadata"]["RetryAttempts"] == 0
+    assert seen["OriginalStatusCode"] == status
+    assert message in seen["OriginalMessage"]
+    assert seen["Error"]["Message"].startswith(f"Received client error ({status}) from primary with message")
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "code"), [("fm-regressor", b" " * (7 * 2**20), "413"), ("no-such-endpoint", ROW, "404")]
+)
+def test_boto3__raises_a_client_error_where_no_model_was_asked(regressor, runtime, name, body, code):
+    with pytest.raises(ClientError) as caught:
+        runtime.invoke_endpoint(EndpointName=name, ContentType=JSON, Body=body)
+    assert caught.value.response["Error"]["Code"] == code
+
+
+def test_list_endpoints__has_them_by_name(regressor, classifier):
+    assert endpoint.list_endpoints() == [classifier, regressor]
+    assert endpoint.describe("fm-classifier") == classifier
+
+
+def test_deploy__gives_an_endpoint_a_new_model_without_a_lost_request(regressor, tmp_path):
+    seen, failures, stop = set(), [], threading.Event()
+
+    def keep_asking():
+        while not stop.is_set():
+            try:
+                seen.update(scores(regressor.url))
+            except requests.RequestException as error:
+                failures.append(error)
+
+    asking = threading.Thread(target=keep_asking)
+    asking.start()
+    try:
+        updated = endpoint.deploy(save_model(tmp_path / "model.safetensors", 100), "fm-regressor")
+        assert scores(regressor.url) == [103]
+    finally:
+        stop.set()
+        asking.join()
+    assert updated.model_uri == str(tmp_path / "model.safetensors")
+    assert seen == {3.5, 103}
+    assert not failures
+
+
+def test_delete__removes_the_endpoint(serve_url, classifier):
+    endpoint.delete("fm-classifier")
+    assert "fm-classifier" not in [other.name for other in endpoint.list_endpoints()]
+    assert requests.post(f"{classifier.url}/invocations", data=ROW, timeout=10).status_code == 404
+    with pytest.raises(EndpointError, match="there is no endpoint fm-classifier"):
+        endpoint.delete("fm-classifier")
+
+
+def test_deploy__without_a_free_cpu_is_an_error_with_a_deadline(serve_url, tmp_path, monkeypatch):
+    used = sum(other.replicas for other in endpoint.list_endpoints())
+
+    @ray.remote(num_cpus=8 - used)
+    class Hog:
+        def ready(self):
+            return True
+
+    hog = Hog.remote()
+    ray.get(hog.ready.remote())
+    monkeypatch.setattr(endpoint, "START_TIMEOUT_S", 1.0)
+    try:
+        with pytest.raises(ResourceError, match=r"endpoint hungry needs 1 CPUs .* 0 of the cluster's 8 were free"):
+            endpoint.deploy(save_model(tmp_path / "model.safetensors", 0), "hungry")
+    finally:
+        ray.kill(hog)
+    deadline = time.monotonic() + 30
+    while any(other.name == "hungry" for other in endpoint.list_endpoints()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert "hungry" not in [other.name for other in endpoint.list_endpoints()]
+
+
+def test_deploy__of_more_replicas_than_cpus_is_refused_at_once(ray_cluster, tmp_path):
+    with pytest.raises(ResourceError, match="needs 9 CPUs for its replicas, the cluster has 8"):
+        endpoint.deploy(save_model(tmp_path / "model.safetensors", 0), "fm", replicas=9)
+
+
+def test_deploy__of_no_model_is_the_models_error(tmp_path):
+    with pytest.raises(StorageError, match="there is no model at"):
+        endpoint.deploy(str(tmp_path / "model.safetensors"), "fm")
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(ModelFileError):
+        endpoint.deploy(str(tmp_path / "model.safetensors"), "fm")
+
+
+def test_deploy__does_not_replace_an_application_that_is_no_endpoint(serve_url, tmp_path, monkeypatch):
+    monkeypatch.setattr(endpoint, "_applications", lambda: {"other": {"status": "RUNNING", "deployments": {}}})
+    with pytest.raises(EndpointError, match="other is an application of Ray Serve that is no endpoint"):
+        endpoint.deploy(save_model(tmp_path / "model.safetensors", 0), "other")
+    assert endpoint.list_endpoints() == []
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a-", "a_b", "a/b", "ä", "a" * 64, "a\n"])
+def test_deploy__refuses_a_name_that_sagemaker_refuses(name):
+    with pytest.raises(EndpointError, match="the name of an endpoint must have"):
+        endpoint.deploy("model.safetensors", name)
+
+
+def test_deploy__refuses_no_replicas():
+    with pytest.raises(EndpointError, match="replicas must be >= 1, got 0"):
+        endpoint.deploy("model.safetensors", "fm", replicas=0)
+
+
+@pytest.fixture
+def no_serve(ray_cluster, monkeypatch):
+    for module in (endpoint, server):
+        monkeypatch.setattr(module, "client", lambda: None)
+
+
+def test_start__refuses_a_port_where_something_else_listens(no_serve, monkeypatch, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setenv("RAYFM_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        with pytest.raises(ResourceError, match=f"port {port} must be free .*another port, such as http://127.0.0.1:"):
+            endpoint.deploy(save_model(tmp_path / "model.safetensors", 0), "fm")
+
+
+@pytest.mark.parametrize("url", ["http://10.1.2.3:8000", "https://127.0.0.1:8000", "http://127.0.0.1:8000/base"])
+def test_start__listens_on_the_loopback_interface_only(no_serve, monkeypatch, tmp_path, url):
+    monkeypatch.setenv("RAYFM_ENDPOINT_URL", url)
+    with pytest.raises(ResourceError, match="on the loopback interface only, got RAYFM_ENDPOINT_URL="):
+        endpoint.deploy(save_model(tmp_path / "model.safetensors", 0), "fm")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:port", "http://127.0.0.1:99999", "http://[::1"])
+def test_start__refuses_what_is_no_url(no_serve, monkeypatch, tmp_path, url):
+    monkeypatch.setenv("RAYFM_ENDPOINT_URL", url)
+    with pytest.raises(ResourceError, match="RAYFM_ENDPOINT_URL must be a URL, got http://"):
+        endpoint.deploy(save_model(tmp_path / "model.safetensors", 0), "fm")
+
+
+def test_list_endpoints__is_empty_and_describe_fails_where_serve_does_not_run(no_serve):
+    assert endpoint.list_endpoints() == []
+    with pytest.raises(EndpointError, match="there is no endpoint fm on this cluster"):
+        endpoint.describe("fm")
+
+
+def test_default_url__is_the_variable_or_the_usual_port(monkeypatch):
+    monkeypatch.setenv("RAYFM_ENDPOINT_URL", "http://10.1.2.3:80/base/")
+    assert endpoint.default_url() == "http://10.1.2.3:80/base"
+    monkeypatch.delenv("RAYFM_ENDPOINT_URL")
+    assert endpoint.default_url() == "http://127.0.0.1:8000"
