@@ -7,10 +7,10 @@ A regressor answers raw(x); a binary classifier answers 1 / (1 + exp(−raw(x)))
 
 from __future__ import annotations
 
-import json
+import io
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +27,7 @@ Float32Array = NDArray[np.float32]
 MODEL_SUFFIX = ".safetensors"
 MODEL_FILE = "model" + MODEL_SUFFIX
 """Name of the model file in the directory of a training job."""
+_BUFFER_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,57 +152,69 @@ class FactorizationMachine:
         return np.where(raw >= 0, 1 / (1 + small), small / (1 + small)).astype(np.float32)
 
     def save(self, uri: str | Path) -> None:
-        """Write the model file (rayfm/formats/artefact.py has the format), whole or not at all.
-
-        Raises
-        ------
-        StorageError
-            If the place cannot be written.
-        """
-        from rayfm.formats import artefact
-        from rayfm.storage import atomic_writer, jsonable
-
-        tensors = {"factors": self.factors, "linear": self.linear, "bias": np.array([self.bias], np.float32)}
-        described = {**self.facts, "hyperparameters": self.hyperparameters, "metrics": self.metrics}
-        texts = {name: json.dumps(jsonable(value), allow_nan=False) for name, value in described.items()}
-        texts["predictor_type"] = self.predictor_type
-        with atomic_writer(str(uri)) as file:
-            artefact.write(file, tensors, texts)
-
-    @classmethod
-    def load(cls, uri: str | Path) -> FactorizationMachine:
-        """Read a model file; a local one is mapped, not read. Nothing is ever unpickled.
+        """Write the model to a file, whole or not at all.
 
         Parameters
         ----------
         uri
-            The file, or the directory of a training job that holds ``model.safetensors``.
+            The end of the name tells the kind of file: ``.safetensors`` (rayfm's own), ``.tar.gz`` or ``.tgz``
+            (SageMaker's ``model.tar.gz``), ``.parquet`` (a table of the features) or ``.libfm`` (libFM's text).
+            `load` reads the first two kinds.
+
+        Raises
+        ------
+        ModelFileError
+            If the name ends otherwise, or the model cannot be written.
+        StorageError
+            If the place cannot be written.
+        """
+        from rayfm.formats import model_files
+        from rayfm.formats.model_parts import ModelParts
+        from rayfm.storage import atomic_writer, jsonable
+
+        write = model_files.writer(str(uri))
+        known = (jsonable(self.hyperparameters), jsonable(self.metrics), jsonable(self.facts))
+        parts = ModelParts(self.bias, self.linear, self.factors, self.predictor_type, *known)
+        with atomic_writer(str(uri)) as file:
+            write(file, parts)
+
+    @classmethod
+    def load(cls, uri: str | Path) -> FactorizationMachine:
+        """Read a model file; a local ``.safetensors`` is mapped, not read. Nothing is ever unpickled.
+
+        Parameters
+        ----------
+        uri
+            A ``.safetensors`` file, a ``model.tar.gz`` of SageMaker's or rayfm's (by its name, or by its content when
+            the name says nothing), or the directory of a training job that holds ``model.safetensors``.
 
         Raises
         ------
         StorageError
             If there is no such file.
         ModelFileError
-            If it is damaged or not a model of rayfm's.
+            If it is damaged or not a model.
         """
-        from rayfm.formats import artefact
-        from rayfm.storage import join, local_path, read_bytes
+        from rayfm.formats import model_files, sagemaker_archive
+        from rayfm.storage import local_path, open_input, read_bytes
+        from rayfm.storage.uris import storage_errors
 
-        name = str(uri) if MODEL_SUFFIX in str(uri).rsplit("/", 1)[-1] else join(str(uri), MODEL_FILE)
+        name, kind = _model_file(str(uri))
         try:
-            tensors, texts = artefact.read(local_path(name) or read_bytes(name), name=name)
+            if kind in model_files.ARCHIVES:
+                with storage_errors(name, "read"), open_input(name, compressed=False) as file:
+                    # gzip asks for a few KiB at a time, each of which would be a request to a bucket
+                    buffered = io.BufferedReader(cast(io.RawIOBase, file), _BUFFER_BYTES)
+                    parts = sagemaker_archive.read(cast(BinaryIO, buffered), name)
+            elif kind in (None, model_files.SAFETENSORS):
+                parts = model_files.read_safetensors(local_path(name) or read_bytes(name), name)
+            else:
+                raise ModelFileError(f"a model can be written to {kind} but not read from it, got {uri}.")
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
             raise StorageError(f"there is no model at {uri}. Name a model file or the directory of a job.") from error
-        facts = {key: _parsed(text) for key, text in texts.items() if key not in artefact.OWN_METADATA}
-        hyperparameters, metrics = (facts.pop(key, {}) for key in ("hyperparameters", "metrics"))
-        if not (isinstance(hyperparameters, dict) and isinstance(metrics, dict)):
-            raise ModelFileError(f"{name}: hyperparameters and metrics must be JSON objects.")
-        task = facts.pop("predictor_type")
-        return cls(
-            float(tensors["bias"][0]), tensors["linear"], tensors["factors"], task, hyperparameters, metrics, facts
-        )
+        return cls(*parts)
 
     @classmethod
     def from_parameters(
@@ -230,12 +243,30 @@ def as_batch(features: Any, labels: ArrayLike | None = None, weights: ArrayLike 
     return SparseBatch.from_dense(np.asarray(features), labels, weights)
 
 
-def _parsed(text: str) -> Any:
-    """Read a metadata string: JSON, or the text itself where it is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+def _model_file(uri: str) -> tuple[str, str | None]:
+    """Return the URI of the model file that is meant, and its kind: the end of a name of that kind."""
+    from rayfm.formats import model_files
+    from rayfm.storage import join, open_input
+
+    kind = model_files.kind(uri)
+    if kind is not None:
+        return uri, kind
+    if not _is_file(uri):
+        return join(uri, MODEL_FILE), MODEL_SUFFIX
+    with open_input(uri, compressed=False) as file:
+        is_gzip = file.read(2) == model_files.GZIP_MAGIC
+    return uri, model_files.ARCHIVES[0] if is_gzip else MODEL_SUFFIX
+
+
+def _is_file(uri: str) -> bool:
+    from pyarrow.fs import FileType
+
+    from rayfm.storage import resolve
+    from rayfm.storage.uris import storage_errors
+
+    filesystem, path = resolve(uri)
+    with storage_errors(uri, "read"):
+        return bool(filesystem.get_file_info(path).type == FileType.File)
 
 
 def _initial(values: Hyperparameters, group: str, shape: tuple[int, ...], rng: np.random.Generator) -> Float32Array:

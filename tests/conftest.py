@@ -1,7 +1,9 @@
 """Fixtures for all tests, and the environment in which Ray is silent and stays on this machine."""
 
 import os
+import socket
 import tempfile
+import warnings
 from pathlib import Path
 
 SESSION = tempfile.TemporaryDirectory(prefix="rfm", dir="/tmp", ignore_cleanup_errors=True)  # short: sockets lie below
@@ -77,6 +79,27 @@ def ray_cluster(s3_endpoint):
     )
     yield
     ray.shutdown()
+
+
+def free_port():
+    """A port on the loopback interface that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def serve_url(ray_cluster):
+    """Where deployed endpoints are; Ray Serve, which the first of them starts, is gone after the session."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Serve's own, of the Pydantic that it uses
+        from ray import serve
+
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAYFM_ENDPOINT_URL", url)
+        yield url
+        serve.shutdown()
 
 
 OURS = {"RunController", "Worker", "ParameterServer"}

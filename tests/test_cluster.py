@@ -13,12 +13,7 @@ from pathlib import Path
 import pytest
 
 from rayfm.model import FactorizationMachine
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from tests.conftest import free_port
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,15 @@
 import json
 import subprocess
 import sys
+import tempfile
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayfm.batch import SparseBatch
@@ -19,6 +21,7 @@ from rayfm.model import FactorizationMachine
 from tests import naive
 
 RNG = np.random.default_rng(0)
+GOLDEN = Path(__file__).parent / "golden" / "model"
 
 
 def model(dim=6, k=3, task="regressor", seed=1):
@@ -33,6 +36,7 @@ def rows(batch):
         yield dict(zip(batch.keys[a:b].tolist(), batch.values[a:b].tolist(), strict=True))
 
 
+@settings(deadline=None)  # the first example may compile
 @given(st.integers(1, 40), st.integers(1, 20), st.integers(0, 2**32 - 1))
 def test_raw_scores__equal_the_pairwise_sum(dim, k, seed):
     rng = np.random.default_rng(seed)
@@ -157,3 +161,75 @@ def test_model_file__can_be_scored_with_numpy_alone(tmp_path):
     scores, imported = json.loads(output.stdout)
     np.testing.assert_allclose(scores, machine.predict(dense), rtol=1e-4, atol=1e-5)
     assert not imported
+
+
+KINDS = (".safetensors", ".tar.gz", ".tgz")
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_save_and_load__every_kind_of_model_file_keeps_everything(tmp_path, suffix):
+    values = hyperparameters(seed=3, optimizer="ftrl", factors_l1=0.25).as_dict()
+    machine = FactorizationMachine(
+        1.5, model().linear, model().factors, "binary_classifier", values, {"test:auc": 0.75}, {"index_base": None}
+    )
+    machine.save(tmp_path / f"m{suffix}")
+    loaded = FactorizationMachine.load(tmp_path / f"m{suffix}")
+    dense = RNG.normal(size=(4, 6))
+    np.testing.assert_array_equal(loaded.predict(dense), machine.predict(dense))
+    assert (loaded.bias, loaded.predictor_type) == (1.5, "binary_classifier")
+    assert (loaded.hyperparameters, loaded.metrics, loaded.facts) == (values, {"test:auc": 0.75}, {"index_base": None})
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_load__tells_a_file_by_its_content_when_its_name_says_nothing(tmp_path, suffix):
+    model().save(tmp_path / f"m{suffix}")
+    (tmp_path / f"m{suffix}").rename(tmp_path / "m")
+    np.testing.assert_array_equal(FactorizationMachine.load(tmp_path / "m").factors, model().factors)
+
+
+def test_load__every_kind_of_model_file_from_s3(bucket):
+    for name in ("m.safetensors", "m.tar.gz", "job/model.safetensors"):
+        model().save(f"s3://{bucket.name}/{name}")
+    model().save(f"s3://{bucket.name}/other.tar.gz")
+    bucket.Object("other").copy({"Bucket": bucket.name, "Key": "other.tar.gz"})
+    for name in ("m.safetensors", "m.tar.gz", "job", "job/", "other"):
+        found = FactorizationMachine.load(f"s3://{bucket.name}/{name}")
+        np.testing.assert_array_equal(found.factors, model().factors)
+
+
+@pytest.mark.parametrize("task", ["regressor", "binary_classifier"])
+def test_load__a_model_of_sagemaker_scores_as_mxnet_does(task):
+    expected = np.load(GOLDEN / f"{task}_sparse_expected.npz")
+    machine = FactorizationMachine.load(GOLDEN / f"{task}_sparse_model.tar.gz")
+    np.testing.assert_allclose(machine.predict(expected["X"]), expected["score"], atol=1e-6)
+    assert (machine.predictor_type, machine.hyperparameters["epochs"]) == (task, 3)
+
+
+def test_load__damaged_archives_are_named(tmp_path):
+    (tmp_path / "m.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(ModelFileError, match=r"m\.tar\.gz: the archive ends too early"):
+        FactorizationMachine.load(tmp_path / "m.tar.gz")
+    with pytest.raises(StorageError, match=r"gone\.tar\.gz cannot be read: it does not exist"):
+        FactorizationMachine.load(tmp_path / "gone.tar.gz")
+
+
+def test_load__leaves_no_temporary_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    machine = FactorizationMachine.load(GOLDEN / "regressor_sparse_model.tar.gz")
+    assert list(tmp_path.iterdir()) == []
+    assert machine.feature_dim == 7
+
+
+def test_save__exports_are_written_but_not_loaded(tmp_path):
+    for suffix in (".parquet", ".libfm"):
+        model().save(tmp_path / f"m{suffix}")
+        with pytest.raises(ModelFileError, match=f"can be written to {suffix} but not read from it"):
+            FactorizationMachine.load(tmp_path / f"m{suffix}")
+    assert (tmp_path / "m.libfm").read_text().startswith("#global bias W0\n0.25\n#unary interactions Wj\n")
+
+
+def test_save__an_unknown_ending_is_refused_with_those_there_are(tmp_path):
+    endings = r"\.safetensors, \.tar\.gz, \.tgz, \.parquet or \.libfm, got .*m\.onnx"
+    with pytest.raises(ModelFileError, match=f"the name of a model file must end in {endings}"):
+        model().save(tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""``rayfm inspect``: what is in a model file, without Ray."""
+"""``rayfm inspect`` and ``rayfm export``: what is in a model file, and the same in other files; without Ray."""
 
 from __future__ import annotations
 
@@ -41,6 +41,34 @@ def inspect(model: str, *, top: int, wants_json: bool) -> None:
 
     found = described(FactorizationMachine.load(model), top)
     click.echo(as_json(found) if wants_json else rendered(found))
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        ("for SageMaker's endpoints and MXNet", "rayfm export rayfm-output/first model.tar.gz"),
+        ("for a database or a data frame", "rayfm export rayfm-output/first s3://bucket/features.parquet"),
+        ("a model of SageMaker's, mapped into memory when used", "rayfm export model.tar.gz model.safetensors"),
+    ],
+)
+@click.argument("model")
+@click.argument("output")
+@debug_option
+def export(model: str, output: str) -> None:
+    """Write a model in another format.
+
+    MODEL is a model file (.safetensors, or SageMaker's model.tar.gz) or the directory of a training job. The end of
+    the name of OUTPUT, a path or URI, tells the format: .safetensors is rayfm's own, .tar.gz and .tgz are SageMaker's,
+    .parquet is a table with a row for each feature, .libfm is libFM's text. Needs no Ray.
+    """
+    from rayfm.formats import model_files
+    from rayfm.model import FactorizationMachine
+
+    model_files.writer(output)  # a wrong name is known before a large model is read
+    found = FactorizationMachine.load(model)
+    found.save(output)
+    shape = f"{found.feature_dim:,} features, {found.num_factors} factors"
+    click.echo(f"{found.predictor_type} of {shape}: {output}", err=True)
 
 
 def described(model: FactorizationMachine, top: int) -> dict[str, Any]:

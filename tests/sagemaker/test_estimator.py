@@ -4,8 +4,6 @@ import inspect
 import json
 import logging
 import math
-import socket
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -454,22 +452,7 @@ def test_transformer__passes_on_sagemakers_arguments(submitted, monkeypatch):
     }  # fmt: skip
 
 
-@pytest.fixture
-def own_serve(ray_cluster, monkeypatch):
-    """Let Ray Serve, which the first endpoint starts, listen on a free port, and end it after the test."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Serve's own, of the Pydantic that it uses
-        from ray import serve
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    monkeypatch.setenv("RAYFM_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    yield
-    serve.shutdown()
-
-
-def test_deploy__answers_like_the_model_until_the_endpoint_is_deleted(fm, matrix, own_serve):
+def test_deploy__answers_like_the_model_until_the_endpoint_is_deleted(fm, matrix, serve_url):
     features, labels = matrix
     fm.fit(features, labels=labels, logs=False)
     predictor = fm.deploy(1, "local")

@@ -1,5 +1,4 @@
 import logging
-import socket
 
 import numpy as np
 import pytest
@@ -30,20 +29,6 @@ def model_data(machine, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     machine.save(path)
     return path
-
-
-@pytest.fixture(scope="module")
-def endpoint_url(ray_cluster):
-    """Where endpoints deployed in this module are; Serve, which the first of them starts, is gone afterwards."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAYFM_ENDPOINT_URL", url)
-        yield url
-        from ray import serve
-
-        serve.shutdown()
 
 
 def test_model__loads_and_keeps_what_it_is_given(model_data, machine, monkeypatch):
@@ -77,13 +62,13 @@ def test_deploy__says_that_there_is_no_model(tmp_path):
         FactorizationMachinesModel(tmp_path / "nowhere").deploy(1, endpoint_name="never")
 
 
-def test_deploy__returns_a_predictor_that_scores_as_the_model_does(model_data, machine, endpoint_url):
+def test_deploy__returns_a_predictor_that_scores_as_the_model_does(model_data, machine, serve_url):
     model = FactorizationMachinesModel(model_data, name="ratings")
     expected = machine.predict(ROWS)
     with model.deploy(1, "ml.m5.large") as predictor:
         assert predictor.endpoint_name == model.endpoint_name
         assert predictor.endpoint_name.startswith("ratings-20")
-        assert predictor.endpoint_url == endpoint_url
+        assert predictor.endpoint_url == serve_url
         for data in (ROWS, ROWS.toarray(), ROWS.toarray().astype("f8"), ROWS.toarray().tolist()):
             records = predictor.predict(data)
             scores = [record.label["score"].float32_tensor.values[0] for record in records]
