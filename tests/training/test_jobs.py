@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from rayfm.errors import DataError, HyperparameterError, JobFailedError, ResourceError, StorageError, StoppedError
+from rayfm.errors import DataError, HyperparameterError, JobFailedError, ResourceError, StoppedError, StorageError
 from rayfm.training.driver import submit, train
 from rayfm.training.instances import instance_of
 from rayfm.training.job import JobDirectory
