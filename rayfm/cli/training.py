@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,9 @@ from rayfm.cli.options import (
     reading_options,
     settled_hyperparameters,
 )
+
+if TYPE_CHECKING:
+    from rayfm.training.jobs import TrainingJob
 
 
 def _data_option(flag: str, help: str) -> Callable[[Function], Function]:
@@ -125,13 +128,10 @@ def train(
         "max_run_s": max_run,
         **rest,
     }
-    if not wait:
-        job = driver.submit(list(train), **settings)
-        click.echo(job.name)
-        if not quiet:
-            click.echo(f"`rayfm jobs follow {job.directory.uri}` shows how it goes on.", err=True)
-        return
     try:
+        if not wait:
+            _leave(driver.submit(list(train), **settings), quiet=quiet)
+            return
         with watching(quiet=quiet) as watcher:
             result = driver.train(list(train), watcher=watcher, **settings)
     except StoppedError as stopped:
@@ -140,3 +140,15 @@ def train(
         click.echo(f"model: {result.model_uri}")
         click.echo(f"its epoch: {result.best_epoch + 1} of {len(result.history)}")
         click.echo(listed(result.metrics, "  "))
+
+
+def _leave(job: TrainingJob, *, quiet: bool) -> None:
+    """Name a job and leave it to the cluster; one on this command's own Ray would end with the command."""
+    from rayfm.training import cluster
+
+    click.echo(job.name)
+    if not quiet:
+        click.echo(f"`rayfm jobs follow {job.directory.uri}` shows how it goes on.", err=True)
+    if cluster.is_embedded():
+        click.echo("The job runs on a Ray of this command's own, which waits for it: no cluster was named.", err=True)
+        job.wait()

@@ -11,7 +11,16 @@ Whatever goes wrong is a `StorageError` that names the URI.
 from rayfm.storage.listing import InputFile, list_files, list_folders
 from rayfm.storage.reading import is_compressed, open_input, read_bytes
 from rayfm.storage.uris import SCHEMES, Uri, absolute, join, last_part, local_path, resolve
-from rayfm.storage.writing import JsonLines, atomic_writer, check_writable, encrypts_at_rest, jsonable, remove_folder
+from rayfm.storage.writing import (
+    JsonLines,
+    atomic_writer,
+    check_writable,
+    claim_folder,
+    delete_file,
+    encrypts_at_rest,
+    jsonable,
+    remove_files,
+)
 
 __all__ = [
     "SCHEMES",
@@ -21,6 +30,8 @@ __all__ = [
     "absolute",
     "atomic_writer",
     "check_writable",
+    "claim_folder",
+    "delete_file",
     "encrypts_at_rest",
     "is_compressed",
     "join",
@@ -31,6 +42,6 @@ __all__ = [
     "local_path",
     "open_input",
     "read_bytes",
-    "remove_folder",
+    "remove_files",
     "resolve",
 ]

@@ -8,9 +8,8 @@ import math
 import os
 import re
 import secrets
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from stat import S_ISDIR, S_ISREG
 from typing import Any, BinaryIO, cast
@@ -19,7 +18,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from rayfm.storage.reading import read_bytes
-from rayfm.storage.uris import Uri, local_path, resolve, storage_errors
+from rayfm.storage.uris import Uri, join, local_path, resolve, storage_errors
 
 _DEVICE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 _UPLOAD_CHUNK_BYTES = 1 << 20
@@ -149,8 +148,48 @@ def check_writable(folder: Uri) -> None:
             filesystem.delete_file(f"{path}/{name}")
 
 
-def remove_folder(folder: Uri) -> None:
-    """Delete a folder and all below it; do nothing when it does not exist.
+def delete_file(uri: Uri) -> None:
+    """Delete a file; do nothing when it does not exist.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be deleted.
+    """
+    text = os.fspath(uri)
+    with storage_errors(text, "deleted"), suppress(FileNotFoundError):
+        filesystem, path = resolve(text)
+        filesystem.delete_file(path)
+
+
+def claim_folder(folder: Uri) -> bool:
+    """Make a new folder; return False when there is something of that name.
+
+    Of several processes that claim a local folder one gets it. Storages of objects cannot promise that: a claim does
+    not show there until the first object is written.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be made, or looked for.
+    """
+    from pyarrow.fs import FileType
+
+    text = os.fspath(folder)
+    with storage_errors(text, "written"):
+        if (path := local_path(text)) is None:
+            filesystem, path = resolve(text)
+            return bool(filesystem.get_file_info(path).type == FileType.NotFound)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            return False
+        return True
+
+
+def remove_files(folder: Uri, names: Iterable[str]) -> None:
+    """Delete some files of a folder, as far as they exist, and the folder itself when it is then empty.
 
     On S3 pyarrow then writes an empty object that stands for the folder above (``jobs/`` after ``jobs/a`` was deleted),
     so that one does not vanish with its last file.
@@ -158,15 +197,17 @@ def remove_folder(folder: Uri) -> None:
     Raises
     ------
     StorageError
-        If it cannot be deleted.
+        If one cannot be deleted.
     """
+    from pyarrow.fs import FileSelector
+
+    for name in names:
+        delete_file(join(folder, name))
     text = os.fspath(folder)
     with storage_errors(text, "deleted"), suppress(FileNotFoundError):
-        if (path := local_path(text)) is not None:
-            shutil.rmtree(path)
-            return
         filesystem, path = resolve(text)
-        filesystem.delete_dir(path)
+        if not filesystem.get_file_info(FileSelector(path, allow_not_found=True)):
+            filesystem.delete_dir(path)
 
 
 def encrypts_at_rest(uri: Uri) -> bool:
@@ -216,11 +257,16 @@ class JsonLines:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Add a line. NaN and infinities become null; NumPy's numbers and arrays become JSON's."""
-        line = json.dumps(jsonable(record), allow_nan=False, ensure_ascii=False).encode() + b"\n"
+        self.write_all([record])
+
+    def write_all(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Add a line for each record, in one go; none when that fails."""
+        texts = (json.dumps(jsonable(record), allow_nan=False, ensure_ascii=False) for record in records)
+        line = "".join(f"{text}\n" for text in texts).encode()
         if self._path is None:
-            self._before += line
             with atomic_writer(self._uri) as file:
-                file.write(self._before)
+                file.write(self._before + line)
+            self._before += line
             return
         with storage_errors(self._uri, "written"):
             os.makedirs(os.path.dirname(self._path), exist_ok=True)

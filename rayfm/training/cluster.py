@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.client import ray as client
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from rayfm.errors import RayfmError, ResourceError, WorkerError
+
+_LOG = logging.getLogger(__name__)
 
 RESERVATION_TIMEOUT_S = 120.0
 KNOCK_TIMEOUT_S = 5.0
@@ -50,9 +53,17 @@ def connect(address: str | None = None) -> None:
 
 
 def connect_if_told(address: str | None = None) -> None:
-    """Join the cluster at `address` or ``RAY_ADDRESS``; without either, do nothing."""
-    if address or os.environ.get("RAY_ADDRESS") not in (None, "", "local"):
+    """Join the cluster at `address` or ``RAY_ADDRESS``; without either, do nothing.
+
+    That no cluster answers at the address of the environment is only warned of: a job's directory outlives it.
+    """
+    if address:
         connect(address)
+    elif os.environ.get("RAY_ADDRESS") not in (None, "", "local"):
+        try:
+            connect()
+        except ResourceError as error:
+            _LOG.warning("%s", error)
 
 
 def _knock(address: str) -> None:
@@ -71,6 +82,11 @@ def is_embedded() -> bool:
 def address() -> str | None:
     """Return the address of the connected cluster, None when there is none."""
     return str(ray.get_runtime_context().gcs_address) if ray.is_initialized() else None
+
+
+def this_node() -> str | None:
+    """Return Ray's name of the machine of this process, None for one that is no machine of the cluster's."""
+    return None if client.is_connected() else str(ray.get_runtime_context().get_node_id())
 
 
 def cluster_cpus() -> float:

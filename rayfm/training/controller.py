@@ -7,6 +7,7 @@ and exits by itself when the run has ended and those who watch have had time to 
 
 from __future__ import annotations
 
+import bisect
 import logging
 import threading
 import time
@@ -15,13 +16,20 @@ from typing import Any
 import ray
 
 from rayfm.errors import RayfmError, StoppedError, StorageError
+from rayfm.storage import local_path
 from rayfm.training import cluster, job
 from rayfm.training.run import Event, Run, RunSpec
 
 NAMESPACE = "rayfm"
 HEARTBEAT_S = 10.0
+START_TIMEOUT_S = 60.0
+"""A controller that nobody starts, as its submitter died, exits after so long."""
 LINGER_S = 30.0
 """How long the end of a run can be heard of from the actor; later from the directory."""
+PATIENCE_S = 60.0
+"""How long it is tried to write the end down, where storage fails for a while."""
+UPLOAD_EVERY_S = 5.0
+"""An object store gets the whole of metrics.jsonl anew each time, so not at every event."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,18 +45,31 @@ class RunController:
     def __init__(self, spec: RunSpec) -> None:
         cluster.quiet_data_context()
         self._spec = spec
-        self._stop = threading.Event()
-        self._over = threading.Event()
+        self._started, self._stop, self._over = threading.Event(), threading.Event(), threading.Event()
         self._log = _EventLog(spec.directory)
         self._run = Run(spec, self._log.add, self._stop.is_set)
-        self._status = _StatusFile(spec.directory, self._facts())
+        facts = {"seed": self._run.seed, "ray_address": cluster.address()}
+        self._status = _StatusFile(spec.directory, spec.facts() | facts)
         self._result: job.TrainingResult | RayfmError | None = None
         self._self = ray.get_runtime_context().current_actor
+        threading.Thread(target=self._exit_unless_started, daemon=True).start()
 
     def start(self) -> None:
-        """Write the first status and begin; whoever submits the run waits for this."""
-        self._status.write()
+        """Take the job over and begin; whoever submits the run waits for this.
+
+        Raises
+        ------
+        StorageError
+            If the directory is not the one that the submitter has claimed.
+        """
         spec = self._spec
+        if spec.directory.read_status().get("claim") != spec.claim:
+            raise StorageError(
+                f"{spec.directory.uri} belongs to another job, or is another folder here on the cluster than where the "
+                "job was submitted. Choose another job name, and an output path that all machines share."
+            )
+        self._started.set()
+        self._status.write()
         facts = {"job_name": spec.job_name, "directory": spec.directory.uri, "workers": spec.world_size}
         self._log.add({"event": "job", **facts, "hyperparameters": spec.hyperparameters.as_dict()}, keep=True)
         for work in (self._live, self._beat):
@@ -81,6 +102,10 @@ class RunController:
         assert self._result is not None
         return self._result
 
+    def _exit_unless_started(self) -> None:
+        if not self._started.wait(START_TIMEOUT_S):
+            ray.kill(self._self)
+
     def _live(self) -> None:
         began = time.time()
         try:
@@ -90,8 +115,10 @@ class RunController:
             self._result = error
             status = job.STOPPED if isinstance(error, StoppedError) else job.FAILED
             end = {"status": status, "reason": str(error), "error": type(error).__name__}
-        self._status.try_to_write(ended=time.time(), **end)
-        self._log.add({"event": "end", "seconds": time.time() - began, **end}, keep=True)
+        ended = time.time()
+        while not self._status.try_to_write(ended=ended, **end) and time.time() < ended + PATIENCE_S:
+            time.sleep(1.0)
+        self._log.add({"event": "end", "seconds": ended - began, **end}, keep=True)
         self._over.set()
         time.sleep(LINGER_S)
         ray.kill(self._self)
@@ -99,24 +126,7 @@ class RunController:
     def _beat(self) -> None:
         while not self._over.wait(HEARTBEAT_S):
             self._status.try_to_write()
-
-    def _facts(self) -> dict[str, Any]:
-        spec = self._spec
-        return {
-            "job_name": spec.job_name,
-            "status": job.IN_PROGRESS,
-            "started": time.time(),
-            "ended": None,
-            "hyperparameters": spec.hyperparameters.as_dict(),
-            "seed": self._run.seed,
-            "train_instance_count": spec.world_size,
-            "archive": spec.archive,
-            "max_run_s": spec.max_run_s,
-            "channels": {name: source.description for name, source in spec.channels.items()},
-            "versions": job.library_versions(),
-            "details": spec.details,
-            "ray_address": cluster.address(),
-        }
+            self._log.flush()
 
 
 class _EventLog:
@@ -124,26 +134,52 @@ class _EventLog:
 
     def __init__(self, directory: job.JobDirectory) -> None:
         self._name, self._file = directory.job_name, directory.open_metrics()
+        self._is_remote = local_path(directory.uri) is None
         self._events: list[Event] = []
+        self._passing: Event | None = None
+        self._number = 0
+        self._unwritten: list[Event] = []
+        self._written = 0.0
         self._news = threading.Condition()
 
     def add(self, event: Event, keep: bool) -> None:
-        """Give an event its number and time, and let it be known."""
-        event |= {"number": len(self._events), "time": time.time()}
-        if keep:
-            try:
-                self._file.write(event)
-            except StorageError as error:  # a run of hours does not end because one line could not be written
-                _LOG.warning("An event of %s could not be kept: %s", self._name, error)
+        """Give an event its number and time, and let it be known.
+
+        Of those that are not kept only the newest is remembered: they tell how far the run is.
+        """
         with self._news:
-            self._events.append(event)
+            event |= {"number": self._number, "time": time.time()}
+            self._number += 1
+            if keep:
+                self._events.append(event)
+                self._unwritten.append(event)
+                self._passing = None
+            else:
+                self._passing = event
             self._news.notify_all()
+        is_frequent = event["event"] in ("round", "epoch")
+        if not (self._is_remote and is_frequent and time.time() - self._written < UPLOAD_EVERY_S):
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is to be kept and is not written yet; a run of hours does not end because that fails once."""
+        with self._news:
+            if not self._unwritten:
+                return
+            try:
+                self._file.write_all(self._unwritten)
+                self._unwritten = []
+            except StorageError as error:
+                _LOG.warning("Events of %s could not be kept yet: %s", self._name, error)
+            self._written = time.time()
 
     def since(self, number: int, timeout_s: float) -> list[Event]:
         """Return the events from `number` on; waits for the first."""
         with self._news:
-            self._news.wait_for(lambda: len(self._events) > number, timeout_s)
-            return self._events[number:]
+            self._news.wait_for(lambda: self._number > number, timeout_s)
+            first = bisect.bisect_left(self._events, number, key=lambda event: event["number"])
+            passing = [self._passing] if self._passing and self._passing["number"] >= number else []
+            return self._events[first:] + passing
 
 
 class _StatusFile:
@@ -154,15 +190,18 @@ class _StatusFile:
         self._lock = threading.Lock()
 
     def write(self, **changes: Any) -> None:
-        """Write the status with some changes; after the end, nothing changes any more."""
+        """Write the status with some changes; once its end is written, nothing changes any more."""
         with self._lock:
             if self._facts["ended"] is None:
-                self._facts |= changes
-                self._directory.write_status({**self._facts, "alive": time.time()})
+                facts = {**self._facts, **changes}
+                self._directory.write_status({**facts, "alive": time.time()})
+                self._facts = facts
 
-    def try_to_write(self, **changes: Any) -> None:
+    def try_to_write(self, **changes: Any) -> bool:
         """Write it if that is possible; a run goes on when it is not."""
         try:
             self.write(**changes)
+            return True
         except StorageError as error:
             _LOG.warning("The status of %s could not be kept: %s", self._directory.job_name, error)
+            return False

@@ -10,13 +10,14 @@ from os import PathLike
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayfm.errors import HyperparameterError, StoppedError, StorageError
+from rayfm.errors import HyperparameterError, StorageError
 from rayfm.hyperparameters import Hyperparameters
 from rayfm.metrics import metric_named
 from rayfm.progress import Watcher, silent
 from rayfm.reading import ReadOptions
-from rayfm.storage import list_files
+from rayfm.storage import list_files, local_path
 from rayfm.training import cluster, job
 from rayfm.training.controller import NAMESPACE, RunController, actor_name
 from rayfm.training.instances import Instance, instance_of
@@ -50,7 +51,7 @@ def submit(
     """Start training a factorization machine, and return.
 
     On a cluster the job goes on when this process ends, unless `train` is a dataset whose blocks this process has
-    made. On an embedded Ray the process waits for it when it exits.
+    made. On an embedded Ray the process waits for it when it exits; its exit code then says nothing of the job.
 
     Parameters
     ----------
@@ -101,7 +102,7 @@ def submit(
             channels[name] = as_source(features, its_labels, None, options, name)
     _check(hyperparameters, channels, train_instance_count)
     job_name = job_name or job.new_job_name()
-    directory = JobDirectory.create(output_path or job.default_output_path(), job_name)
+    directory = JobDirectory.of_new_job(output_path or job.default_output_path(), job_name)
     cluster.connect(address)
     embedded = cluster.is_embedded()
     spec = RunSpec(
@@ -152,26 +153,35 @@ train.__signature__ = _signature_of_train()  # type: ignore[attr-defined]  # for
 
 
 def _start(spec: RunSpec) -> TrainingJob:
-    """Start the controller, and wait until it has taken over."""
-    options = {"num_cpus": 0, "max_concurrency": 16, "lifetime": "detached"}
+    """Claim the directory, start the controller, and wait until it has taken over."""
+    spec.directory.claim(spec.facts())
     try:
-        controller = (
-            ray.remote(RunController)
-            .options(name=actor_name(spec.directory), namespace=NAMESPACE, **options)
-            .remote(spec)
-        )
-    except ValueError as error:  # the name is taken
-        raise StorageError(f"{spec.directory.uri} is being written by a job that runs. Choose another name.") from error
-    try:
-        ray.get(controller.start.remote())
+        controller = _controller(spec)
+        try:
+            ray.get(controller.start.remote())
+        except BaseException:
+            ray.kill(controller)
+            raise
     except BaseException as error:
-        ray.kill(controller)
-        with suppress(StorageError):  # there may be no status yet
-            spec.directory.settle(job.STOPPED, StoppedError("interrupted while it was started."))
+        with suppress(StorageError):
+            if spec.directory.read_status().get("claim") == spec.claim:
+                spec.directory.give_up()
         if isinstance(error, ray.exceptions.RayError):
             raise cluster.explain(error, "the job could not be started") from error
         raise
     return TrainingJob(spec.directory, controller, owned=True)
+
+
+def _controller(spec: RunSpec) -> Any:
+    """Start the actor: on this machine, if its directory is here."""
+    options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 16, "lifetime": "detached"}
+    if local_path(spec.directory.uri) is not None and (node := cluster.this_node()) is not None:
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
+    named = ray.remote(RunController).options(name=actor_name(spec.directory), namespace=NAMESPACE, **options)
+    try:
+        return named.remote(spec)
+    except ValueError as error:  # the name is taken
+        raise StorageError(f"{spec.directory.uri} is being written by a job that runs. Choose another name.") from error
 
 
 def _cpus(instance: Instance | None, workers: int, *, embedded: bool) -> float | None:

@@ -15,7 +15,7 @@ SHARE_OF_WORKERS = 0.6
 
 _CPUS = {"medium": 2, "large": 2, "xlarge": 4, "metal": 96}
 _GIB_PER_CPU = {"c": 2.0, "m": 4.0, "r": 8.0, "t": 4.0, "p": 8.0, "g": 4.0, "i": 8.0, "x": 16.0}
-_ODD_CPUS = {"m4.10xlarge": 40, "m4.16xlarge": 64, "p2.xlarge": 4, "p3.2xlarge": 8, "p3.8xlarge": 32, "p3.16xlarge": 64}
+_ODD_CPUS = {"c4.8xlarge": 36}
 _PATTERN = re.compile(r"ml\.([a-z])([0-9a-z]*)\.((\d*)xlarge|large|medium|metal)")
 
 

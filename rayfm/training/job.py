@@ -28,9 +28,11 @@ from rayfm.storage import (
     absolute,
     atomic_writer,
     check_writable,
+    delete_file,
     join,
     jsonable,
     last_part,
+    local_path,
     read_bytes,
     resolve,
 )
@@ -41,6 +43,8 @@ METRICS_FILE, STATUS_FILE = "metrics.jsonl", "job.json"
 ARCHIVE_FILE = "output/model.tar.gz"
 IN_PROGRESS, STOPPING, COMPLETED, FAILED, STOPPED = "InProgress", "Stopping", "Completed", "Failed", "Stopped"
 RUNNING = (IN_PROGRESS, STOPPING)
+STATUS_KEYS = {"job_name", "status", "started", "ended", "alive", "hyperparameters", "train_instance_count", "channels"}
+"""What every job.json has."""
 
 
 def default_output_path() -> str:
@@ -89,8 +93,8 @@ class JobDirectory:
     uri: str
 
     @classmethod
-    def create(cls, output_path: str, job_name: str) -> JobDirectory:
-        """Make the directory of a new job and see that it can be written, before any data is read.
+    def of_new_job(cls, output_path: str, job_name: str) -> JobDirectory:
+        """Return where a new job is to write, seen to be writable and free before anything is started.
 
         Raises
         ------
@@ -104,10 +108,35 @@ class JobDirectory:
                 f"job_name must have 1 to 63 letters, digits and inner hyphens, got {job_name!r}."
             )
         directory = cls(join(absolute(output_path), job_name))
-        if _exists(directory.status_uri):
-            raise StorageError(f"{directory.uri} holds a job already. Choose another job name or output path.")
+        if directory.exists():
+            raise directory._taken()
         check_writable(directory.uri)
         return directory
+
+    def claim(self, status: dict[str, Any]) -> None:
+        """Write the first job.json.
+
+        Two that claim a directory at once both succeed where storage cannot tell them apart, such as on S3: a `claim`
+        in the status lets the controller see who was last.
+
+        Raises
+        ------
+        StorageError
+            If there is a job already.
+        """
+        if (path := local_path(self.status_uri)) is not None:
+            try:
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            except FileExistsError:
+                raise self._taken() from None
+        self.write_status(status)
+
+    def give_up(self) -> None:
+        """Remove the claim of a job that could not be started."""
+        delete_file(self.status_uri)
+
+    def _taken(self) -> StorageError:
+        return StorageError(f"{self.uri} holds a job already. Choose another job name or output path.")
 
     @property
     def model_uri(self) -> str:
@@ -134,15 +163,24 @@ class JobDirectory:
         """The last part of the URI."""
         return last_part(self.uri)
 
+    def exists(self) -> bool:
+        """Tell whether there is a job."""
+        return _exists(self.status_uri)
+
     def read_status(self) -> dict[str, Any]:
         """Return what job.json holds.
 
         Raises
         ------
         StorageError
-            If there is none.
+            If there is none, or it is damaged.
         """
-        status: dict[str, Any] = json.loads(read_bytes(self.status_uri))
+        try:
+            status = json.loads(read_bytes(self.status_uri))
+        except ValueError as error:
+            raise StorageError(f"{self.status_uri} must be the status of a job, got no JSON: {error}.") from error
+        if not isinstance(status, dict) or not STATUS_KEYS <= status.keys():
+            raise StorageError(f"{self.status_uri} must be the status of a job, with {', '.join(sorted(STATUS_KEYS))}.")
         return status
 
     def read_events(self) -> list[dict[str, Any]]:

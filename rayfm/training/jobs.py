@@ -9,6 +9,7 @@ import atexit
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -16,10 +17,10 @@ from ray.util import list_named_actors
 
 from rayfm.errors import JobFailedError, RayfmError, ResourceError, StoppedError, StorageError, WorkerError
 from rayfm.progress import Watcher, silent
-from rayfm.storage import absolute, join, list_folders
+from rayfm.storage import absolute, join, list_folders, local_path
 from rayfm.training import cluster, job
 from rayfm.training.controller import NAMESPACE, actor_name
-from rayfm.training.job import JobDirectory, TrainingResult
+from rayfm.training.job import JobDirectory, TrainingResult, default_output_path
 
 STOP_TIMEOUT_S = 20.0
 """How long a job may take to stop by itself before its actors are killed."""
@@ -27,7 +28,11 @@ STOP_TIMEOUT_S = 20.0
 SILENCE_S = 90.0
 """A job that no process has kept alive for so long is dead."""
 
-POLL_S = 1.0
+POLL_S, REMOTE_POLL_S = 1.0, 5.0
+"""How often a directory is looked at, on this machine's disks and elsewhere."""
+
+_END = ("status", "reason", "error", "metrics", "best_epoch")
+"""What an ``end`` event and job.json have in common."""
 
 
 class TrainingJob:
@@ -45,7 +50,11 @@ class TrainingJob:
 
     def __init__(self, directory: JobDirectory, controller: Any = None, *, owned: bool = False) -> None:
         self.directory, self.owned = directory, owned
-        self._controller = controller
+        self._known = controller
+        self._address = cluster.address() if controller is not None else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TrainingJob, (self.directory,)  # a copy, wherever it comes to, may watch, but owns nothing
 
     def __repr__(self) -> str:
         return f"TrainingJob({self.directory.uri})"
@@ -74,26 +83,37 @@ class TrainingJob:
         StorageError
             If there is no such job.
         """
-        cluster.connect_if_told(address)
         is_name = "/" not in name
-        uri = join(absolute(output_path or job.default_output_path()), name) if is_name else absolute(name).rstrip("/")
-        running = [directory for directory in _running() if uri == directory.uri]
-        if is_name and output_path is None and not running:
-            running = [directory for directory in _running() if name == directory.job_name]
-        if len(running) > 1:
-            places = ", ".join(directory.uri for directory in running)
-            raise StorageError(f"several jobs named {name} are running: {places}. Give the directory of one.")
-        if running:
-            return cls(running[0], _controller_of(running[0]))
+        uri = join(absolute(output_path or default_output_path()), name) if is_name else absolute(name).rstrip("/")
         directory = JobDirectory(uri)
-        try:
-            directory.read_status()
-        except StorageError as error:
+        if directory.exists():
+            if directory.read_status()["status"] in job.RUNNING:
+                cluster.connect_if_told(address)
+            return cls(directory)
+        cluster.connect_if_told(address)
+        running = [other for other in _running() if is_name and output_path is None and other.job_name == name]
+        if len(running) > 1:
+            places = ", ".join(other.uri for other in running)
+            raise StorageError(f"several jobs named {name} are running: {places}. Give the directory of one.")
+        if not running:
             raise StorageError(
                 f"there is no training job {name}: none runs on a connected cluster, and {uri} holds none. "
                 "Name its output path, or the address of its cluster."
-            ) from error
-        return cls(directory)
+            )
+        return cls(running[0])
+
+    @property
+    def _controller(self) -> Any:
+        """The job's actor, None when it has gone or runs on a cluster to which this process is not connected."""
+        here = cluster.address()
+        if self._known is not None and here != self._address:
+            self._known = None  # a handle of a Ray that was shut down is good for nothing
+        if self._known is None and here is not None:
+            self._known, self._address = _controller_of(self.directory), here
+        return self._known
+
+    def _forget_controller(self) -> None:
+        self._known = None
 
     def describe(self) -> dict[str, Any]:
         """Return what job.json says; a job that has died without a word is ``Failed``.
@@ -105,8 +125,7 @@ class TrainingJob:
         """
         status = self.directory.read_status()
         if status["status"] in job.RUNNING and self._has_died(status):
-            lost = _lost(self.name)
-            status |= {"status": job.FAILED, "reason": str(lost), "error": type(lost).__name__}
+            return self._with_end(status)
         return status
 
     def events(self) -> Iterator[dict[str, Any]]:
@@ -184,10 +203,11 @@ class TrainingJob:
     def _follow(self, watcher: Watcher) -> TrainingResult:
         for event in self.events():
             watcher(event)
-        if self._controller is None:
+        controller = self._controller
+        if controller is None:
             return self.result()
         try:
-            result: TrainingResult = ray.get(self._controller.result.remote())
+            result: TrainingResult = ray.get(controller.result.remote())
             return result
         except ray.exceptions.RayActorError:
             return self.result()
@@ -196,15 +216,16 @@ class TrainingJob:
 
     def _news(self, since: int) -> list[dict[str, Any]]:
         """Return the events from number `since` on; waits a while for the first."""
-        if self._controller is not None:
+        controller = self._controller
+        if controller is not None:
             try:
-                events: list[dict[str, Any]] = ray.get(self._controller.events.remote(since))
+                events: list[dict[str, Any]] = ray.get(controller.events.remote(since))
                 return events
             except ray.exceptions.ActorUnavailableError:
                 time.sleep(POLL_S)
                 return []
             except ray.exceptions.RayError as error:
-                self._controller = None
+                self._forget_controller()
                 self._settle_death(error)
         events = [event for event in self.directory.read_events() if event["number"] >= since]
         return events or self._end_or_nothing(since)
@@ -213,13 +234,13 @@ class TrainingJob:
         """Return the end of a job that could not write it down as an event."""
         status = self.describe()
         if status["status"] in job.RUNNING:
-            time.sleep(POLL_S)
+            time.sleep(POLL_S if local_path(self.directory.uri) else REMOTE_POLL_S)
             return []
         if events := [event for event in self.directory.read_events() if event["number"] >= since]:
             return events  # written in the meantime
         ended = status["ended"] or time.time()
         end = {"event": "end", "number": since, "time": ended, "seconds": ended - status["started"]}
-        return [end | {name: status[name] for name in ("status", "reason", "error", "metrics") if name in status}]
+        return [end | {name: status[name] for name in _END if name in status}]
 
     def _settle_death(self, error: Exception) -> None:
         """Write down the end of a job whose controller has died, unless it had ended by itself."""
@@ -238,24 +259,31 @@ class TrainingJob:
 
     def _has_died(self, status: dict[str, Any]) -> bool:
         """Tell whether a job that says it runs has no controller any more."""
-        if self._controller is None and cluster.address() == status["ray_address"]:
-            self._controller = _controller_of(self.directory)
-            if self._controller is None:
-                return self._seems_to_run()
-        if self._controller is None:
-            return bool(time.time() - status["alive"] > SILENCE_S)
+        controller = self._controller
+        if controller is None:
+            here = cluster.address() == status.get("ray_address")  # then it would be known
+            return (here or time.time() - status["alive"] > SILENCE_S) and self._seems_to_run()
         try:
-            ray.get(self._controller.ping.remote())
+            ray.get(controller.ping.remote())
             return False
         except ray.exceptions.ActorDiedError:
-            self._controller = None
+            self._forget_controller()
             return self._seems_to_run()
+
+    def _with_end(self, status: dict[str, Any]) -> dict[str, Any]:
+        """Return the status of a job that has died, with the end that its events tell of, or that it is lost."""
+        lost = WorkerError(f"no process keeps {self.name} alive any more: its controller died. See Ray's logs.")
+        end: dict[str, Any] = {"status": job.FAILED, "reason": str(lost), "error": type(lost).__name__}
+        for event in self.directory.read_events()[-1:]:
+            if event["event"] == "end":
+                end = {name: event[name] for name in _END if name in event} | {"ended": event["time"]}
+        return status | end
 
     def _reach(self, status: dict[str, Any]) -> Any:
         """Return the controller of a running job, on the cluster that job.json names."""
-        address = status["ray_address"]
+        address = status.get("ray_address")
         cluster.connect(address)
-        controller = _controller_of(self.directory)
+        controller = self._controller
         if controller is None:
             raise ResourceError(f"the job runs on the Ray cluster at {address}; this process is connected to another.")
         return controller
@@ -269,7 +297,9 @@ class TrainingJob:
         try:
             self.stop()
             return self.result()
-        except JobFailedError:
+        except JobFailedError as failed:
+            if failed.actual_status == job.FAILED:
+                raise
             return None
         except (KeyboardInterrupt, RayfmError, ray.exceptions.RayError):
             self._dismiss()
@@ -282,9 +312,9 @@ class TrainingJob:
     def _dismiss(self) -> None:
         """End the controller, and with it all that the run holds."""
         _embedded_jobs.discard(self)
-        if self._controller is not None:
-            ray.kill(self._controller)
-            self._controller = None
+        if (controller := self._controller) is not None:
+            ray.kill(controller)
+            self._forget_controller()
 
 
 def list_jobs(output_path: str | None = None, *, address: str | None = None) -> list[TrainingJob]:
@@ -296,16 +326,12 @@ def list_jobs(output_path: str | None = None, *, address: str | None = None) -> 
         As in `TrainingJob.attach`.
     """
     cluster.connect_if_told(address)
-    running = {directory.uri: TrainingJob(directory, _controller_of(directory)) for directory in _running()}
-    found = dict(running)
-    for uri in list_folders(absolute(output_path or job.default_output_path())):
-        found.setdefault(uri, TrainingJob(JobDirectory(uri)))
+    places = [directory.uri for directory in _running()] + list_folders(absolute(output_path or default_output_path()))
     started: list[tuple[float, TrainingJob]] = []
-    for each in found.values():
-        try:
-            started.append((each.directory.read_status()["started"], each))
-        except (StorageError, ValueError, KeyError):  # a folder of something else
-            continue
+    for uri in dict.fromkeys(places):
+        with suppress(StorageError):  # a folder of something else
+            directory = JobDirectory(uri)
+            started.append((directory.read_status()["started"], TrainingJob(directory)))
     return [each for _, each in sorted(started, key=lambda pair: pair[0], reverse=True)]
 
 
@@ -324,10 +350,6 @@ def _controller_of(directory: JobDirectory) -> Any:
         return None
 
 
-def _lost(name: str) -> WorkerError:
-    return WorkerError(f"{name} is not kept alive by any process any more: its controller died. See Ray's logs.")
-
-
 _embedded_jobs: set[TrainingJob] = set()
 """Jobs on this process's own Ray that nobody has waited for."""
 
@@ -341,9 +363,14 @@ def outlive(training_job: TrainingJob) -> None:
 def _wait_for_embedded_jobs() -> None:
     for each in list(_embedded_jobs):
         try:
-            if each.describe()["status"] not in job.RUNNING:
-                continue
-            print(f"rayfm: waiting for {each.name}, which runs in this process; Ctrl-C stops it", file=sys.stderr)
-            each.wait()
-        except (RayfmError, KeyboardInterrupt) as error:
+            _wait_at_exit(each)
+        except (Exception, KeyboardInterrupt) as error:
             print(f"rayfm: {each.name}: {error}", file=sys.stderr)
+
+
+def _wait_at_exit(embedded: TrainingJob) -> None:
+    if embedded._controller is None:  # its Ray has been shut down
+        embedded.directory.settle(job.STOPPED, StoppedError("the Ray on which the job ran was shut down."))
+    elif embedded.describe()["status"] in job.RUNNING:
+        print(f"rayfm: waiting for {embedded.name}, which runs in this process; Ctrl-C stops it", file=sys.stderr)
+        embedded.wait()

@@ -75,6 +75,8 @@ class RunSpec:
         Stop the run after so many seconds; None for never.
     details
         What the caller wants to find in job.json; JSON's types only.
+    claim
+        Tells this submission from others of the same directory.
     """
 
     job_name: str
@@ -90,6 +92,26 @@ class RunSpec:
     archive: bool = False
     max_run_s: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    claim: str = field(default_factory=lambda: secrets.token_hex(16))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what job.json says from the first on."""
+        now = time.time()
+        return {
+            "job_name": self.job_name,
+            "status": job.IN_PROGRESS,
+            "started": now,
+            "ended": None,
+            "alive": now,
+            "hyperparameters": self.hyperparameters.as_dict(),
+            "train_instance_count": self.world_size,
+            "archive": self.archive,
+            "max_run_s": self.max_run_s,
+            "channels": {name: source.description for name, source in self.channels.items()},
+            "versions": job.library_versions(),
+            "details": self.details,
+            "claim": self.claim,
+        }
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -9,14 +10,19 @@ import time
 
 import numpy as np
 import pytest
+import ray
 import scipy.sparse as sp
 
 from rayfm.errors import DataError, HyperparameterError, JobFailedError, ResourceError, StoppedError, StorageError
+from rayfm.hyperparameters import Hyperparameters
+from rayfm.training.controller import RunController
 from rayfm.training.driver import submit, train
 from rayfm.training.instances import instance_of
-from rayfm.training.job import JobDirectory
+from rayfm.training.job import STATUS_KEYS, JobDirectory
 from rayfm.training.jobs import SILENCE_S, TrainingJob, list_jobs
+from rayfm.training.run import RunSpec
 from tests.conftest import live_actors
+from tests.events import write_job
 
 TASK = {"num_factors": 3, "predictor_type": "regressor", "mini_batch_size": 20, "seed": 5}
 ENDLESS = 10_000_000
@@ -78,7 +84,8 @@ def test_attach__finds_a_running_job_by_its_name_alone_and_follows_it_from_the_f
     assert [event["event"] for event in events if event["event"] != "round"] == [
         "job", "reading", "read", "start", "compile", "epoch", "epoch", "epoch", "upload", "end",
     ]  # fmt: skip
-    assert [event["number"] for event in events] == list(range(len(events)))
+    numbers = [event["number"] for event in events]
+    assert numbers == sorted(set(numbers))
     assert result.history == job.wait().history
 
 
@@ -122,13 +129,99 @@ def test_follower__learns_that_the_controller_was_killed(start):
 
 def test_describe__a_job_that_nobody_keeps_alive_is_failed(tmp_path):
     directory = JobDirectory(str(tmp_path / "job"))
-    status = {"status": "InProgress", "started": 0, "ended": None, "ray_address": "10.0.0.1:6379"}
+    status = dict.fromkeys(STATUS_KEYS) | {"status": "InProgress", "started": 0, "ray_address": "10.0.0.1:6379"}
     directory.write_status(status | {"alive": time.time()})
     assert TrainingJob(directory).describe()["status"] == "InProgress"
     directory.write_status(status | {"alive": time.time() - SILENCE_S - 1})
     described = TrainingJob(directory).describe()
     assert (described["status"], described["error"]) == ("Failed", "WorkerError")
     assert list(TrainingJob(directory).events())[-1]["status"] == "Failed"
+
+
+def test_describe__a_job_that_ended_without_its_status_is_as_its_last_event_says(tmp_path):
+    directory = JobDirectory(str(tmp_path / "job"))
+    directory.write_status(dict.fromkeys(STATUS_KEYS) | {"status": "InProgress", "started": 0, "alive": 0})
+    end = {
+        "event": "end",
+        "number": 7,
+        "time": 9.0,
+        "status": "Completed",
+        "metrics": {"train:rmse": 1.0},
+        "best_epoch": 0,
+    }
+    directory.open_metrics().write(end)
+    described = TrainingJob(directory).describe()
+    assert (described["status"], described["ended"], described["metrics"]) == ("Completed", 9.0, {"train:rmse": 1.0})
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"status": "InProgress"}'])
+def test_attach__a_damaged_status_is_one_clear_error(tmp_path, content):
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "job.json").write_text(content)
+    with pytest.raises(StorageError, match=r"job/job\.json must be the status of a job"):
+        TrainingJob.attach("job", output_path=str(tmp_path))
+
+
+def test_attach__ones_own_finished_job_goes_before_anothers_running_one(start, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYFM_OUTPUT_PATH", str(tmp_path / "mine"))
+    own = start(epochs=1, output_path=None)
+    own.wait()
+    start(output_path=str(tmp_path / "colleague"))
+    assert TrainingJob.attach("job").directory == own.directory
+
+
+def test_attach__an_address_of_the_environment_where_nothing_listens_hides_no_finished_job(tmp_path):
+    write_job(tmp_path)
+    path = str(tmp_path)
+    code = f"from rayfm.training.jobs import TrainingJob; print(TrainingJob.attach('first', output_path={path!r}))"
+    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == f"TrainingJob({tmp_path}/first)\n"
+
+
+def test_claim__of_two_submitters_one_gets_the_directory(start, tmp_path, monkeypatch):
+    first = JobDirectory.of_new_job(str(tmp_path), "job")
+    job = start()
+    with pytest.raises(StorageError, match="holds a job already"):
+        first.claim({})
+    monkeypatch.setattr(JobDirectory, "claim", lambda *_: None)  # as on S3, where both may believe that they have it
+    monkeypatch.setattr(JobDirectory, "exists", lambda *_: False)
+    monkeypatch.setattr("rayfm.training.driver.actor_name", lambda directory: directory.uri + "/on-another-cluster")
+    with pytest.raises(StorageError, match="belongs to another job"):
+        start()
+    assert job.describe()["status"] == "InProgress"
+
+
+def test_submit__what_cannot_start_leaves_no_claim(start, tmp_path, monkeypatch):
+    monkeypatch.setattr("rayfm.training.driver.actor_name", lambda directory: "")
+    with pytest.raises(StorageError, match="Choose another name"):
+        start()
+    assert not (tmp_path / "job" / "job.json").exists()
+
+
+def test_controller__exits_when_its_submitter_died_before_the_start(ray_cluster, tmp_path):
+    class Impatient(RunController):
+        def __init__(self, spec):
+            from rayfm.training import controller
+
+            controller.START_TIMEOUT_S = 0.1
+            super().__init__(spec)
+
+    spec = RunSpec("job", JobDirectory(str(tmp_path / "job")), Hyperparameters.of(TASK), {})
+    orphan = (
+        ray.remote(Impatient).options(num_cpus=0, lifetime="detached", name="orphan", namespace="rayfm").remote(spec)
+    )
+    with pytest.raises(ray.exceptions.RayActorError):
+        while True:
+            ray.get(orphan.ping.remote())
+            time.sleep(0.1)
+
+
+def test_job__is_the_same_after_pickling_but_not_owned(start):
+    job = start()
+    copy = pickle.loads(pickle.dumps(job))
+    assert (copy.directory, copy.owned) == (job.directory, False)
+    assert copy.describe()["status"] == "InProgress"
 
 
 def test_interrupt__stops_ones_own_job_and_leaves_anothers_alone(start):
@@ -169,8 +262,9 @@ def test_submit__keeps_the_callers_details_and_writes_sagemakers_layout(start):
 
 
 def test_list_jobs__are_those_of_the_path_and_of_the_cluster_newest_first(start, tmp_path):
-    for name in ("first", "second"):
-        start(name, epochs=1, output_path=str(tmp_path / "ended")).wait()
+    (tmp_path / "ended").mkdir()
+    for started, name in enumerate(("first", "second")):
+        write_job(tmp_path / "ended", name, started=started)
     start("third", output_path=str(tmp_path / "elsewhere"))
     (tmp_path / "ended" / "no-job").mkdir()
     (tmp_path / "ended" / "other").mkdir()
