@@ -114,6 +114,10 @@ class FactorizationMachinesModel:
     ) -> FactorizationMachinesPredictor:
         """Serve the model and return a predictor for it.
 
+        A ``.safetensors`` file on a disk is mapped into memory, which all replicas of a machine share. A
+        ``model.tar.gz`` is unpacked, here and by each replica for itself: save a large model as ``.safetensors``
+        first, ``model.load().save(...)``.
+
         Parameters
         ----------
         initial_instance_count
@@ -124,7 +128,7 @@ class FactorizationMachinesModel:
             For the predictor; by default Records both ways.
         endpoint_name
             By default a new one of `name`, or ``factorization-machines``, and the time. An endpoint of that name gets
-            the new model.
+            the new model, for which a CPU more than it has must be free, and answers all the while.
         wait
             Has no effect: the endpoint answers when this returns, which takes seconds.
         **options
@@ -134,9 +138,9 @@ class FactorizationMachinesModel:
         Raises
         ------
         StorageError, ModelFileError
-            If the model cannot be read.
+            If the model cannot be read, or a parameter is NaN or infinite.
         ResourceError, EndpointError
-            If the endpoint cannot be started.
+            If the endpoint cannot be started. One that was there goes on with the model that it has.
         TypeError
             If a keyword is unknown.
         """

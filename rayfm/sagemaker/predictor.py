@@ -10,11 +10,13 @@ from rayfm.errors import EndpointError
 from rayfm.sagemaker.matrices import is_frame, is_sparse
 from rayfm.sagemaker.runtime import RuntimeClient
 from rayfm.sagemaker.serializers import BYTES_TYPE, RecordDeserializer, RecordSerializer
+from rayfm.serving.urls import default_url
 
 MAX_PAYLOAD_BYTES = 6 * 2**20
 """SageMaker's limit for the body of a request."""
 
-_ENTRY_BYTES = 8  # about what an entry of a matrix takes in a body
+_ENTRY_BYTES, _ROW_BYTES = 8, 36  # about what an entry of a matrix, and a row around its entries, take in a body
+_FIRST_ROWS = 10_000  # to begin with where a row may be of any size
 
 
 class FactorizationMachinesPredictor:
@@ -93,8 +95,6 @@ class FactorizationMachinesPredictor:
         """URL of the server, without a slash at its end."""
         if self._endpoint_url:
             return self._endpoint_url.rstrip("/")
-        from rayfm.serving.endpoint import default_url
-
         return default_url()
 
     @property
@@ -148,9 +148,10 @@ class FactorizationMachinesPredictor:
         Raises
         ------
         EndpointError
-            If there is no such endpoint or server, it answered with an error, or its answer cannot be read.
+            If there is no such endpoint or server, it answered with an error, its answer cannot be read, or that of
+            several requests has not a prediction for each row.
         DataError
-            If the data is not what the serializer takes.
+            If the data is not what the serializer takes, or an argument cannot be sent in a header.
         """
         given = {
             "TargetModel": target_model,
@@ -160,11 +161,11 @@ class FactorizationMachinesPredictor:
             "InferenceComponentName": component_name or self.component_name,
         }
         arguments = {**self._own_arguments(), **(initial_args or {}), **{k: v for k, v in given.items() if v}}
-        bodies = self._bodies(data)
-        answers = [self._invoke(arguments, next(bodies))]
-        for body in bodies:
-            _check_joinable(answers[0])
+        answers = []
+        for body, part_rows in self._bodies(data):
             answers.append(self._invoke(arguments, body))
+            if part_rows is not None:
+                _check_part(answers[-1], part_rows)
         return answers[0] if len(answers) == 1 else _joined(answers)
 
     def _invoke(self, arguments: Mapping[str, str], body: bytes) -> Any:
@@ -179,12 +180,15 @@ class FactorizationMachinesPredictor:
                 arguments[name] = value if isinstance(value, str) else ", ".join(value)
         return arguments
 
-    def _bodies(self, data: Any) -> Iterator[bytes]:
-        """Yield the bodies of as few requests as the limit allows; what cannot be divided is one."""
+    def _bodies(self, data: Any) -> Iterator[tuple[bytes, int | None]]:
+        """Yield the bodies of as few requests as the limit allows, each with its rows; None when that is all of data.
+
+        What cannot be divided is one request.
+        """
         serialize = getattr(self.serializer, "serialize", self.serializer)
         rows = _num_rows(data)
         if rows < 2:
-            yield _as_bytes(serialize(data))
+            yield _as_bytes(serialize(data)), None
             return
         data = data.tocsr() if is_sparse(data) else data
         start, count = 0, _rows_that_fit(data, rows, self.max_payload_bytes)
@@ -195,7 +199,7 @@ class FactorizationMachinesPredictor:
             if len(body) > self.max_payload_bytes and count > 1:
                 count = min(fitting, count - 1)
                 continue
-            yield body
+            yield body, count if count < rows else None
             start += count
             count = max(fitting, count)
 
@@ -248,13 +252,15 @@ def _num_rows(data: Any) -> int:
 def _rows_that_fit(data: Any, rows: int, max_bytes: int) -> int:
     """Estimate how many rows a body can hold, so that not all of a large matrix is serialized at once."""
     if is_sparse(data):
-        size = data.nnz * _ENTRY_BYTES
+        entries = int(data.nnz)
     elif hasattr(data, "shape"):
-        size = rows * data.shape[1] * _ENTRY_BYTES
+        entries = rows * int(data.shape[1])
+    elif isinstance(data[0], Mapping):
+        return min(rows, _FIRST_ROWS)
     else:
-        size = rows * len(data[0]) * _ENTRY_BYTES
+        entries = rows * len(data[0])
     # twice as many, because the estimate may be too large: what does not fit is divided again
-    return max(1, min(rows, 2 * rows * max_bytes // max(int(size), 1)))
+    return max(1, min(rows, 2 * rows * max_bytes // (entries * _ENTRY_BYTES + rows * _ROW_BYTES)))
 
 
 def _rows(data: Any, start: int, stop: int) -> Any:
@@ -272,16 +278,21 @@ def _as_bytes(body: Any) -> bytes:
     raise TypeError(f"a serializer must return bytes, str or a file, got {type(body).__name__}.")
 
 
-def _check_joinable(answer: Any) -> None:
+def _check_part(answer: Any, rows: int) -> None:
+    """See that the answer to one of several requests can be joined with the others, row by row."""
     if not isinstance(answer, list) and not _is_predictions(answer):
         raise EndpointError(
             f"the rows take more than one request, whose answers cannot be joined: {type(answer).__name__}. Send fewer "
             "rows at once, or use a deserializer that returns a list."
         )
+    predictions = answer["predictions"] if isinstance(answer, dict) else answer
+    if len(predictions) != rows:
+        problem = f"an answer must have a prediction for each row, got {len(predictions)} for {rows} rows"
+        raise EndpointError(f"{problem} of a request. Check what the endpoint serves.")
 
 
 def _is_predictions(answer: Any) -> bool:
-    return isinstance(answer, dict) and list(answer) == ["predictions"]
+    return isinstance(answer, dict) and list(answer) == ["predictions"] and isinstance(answer["predictions"], list)
 
 
 def _joined(answers: list[Any]) -> Any:

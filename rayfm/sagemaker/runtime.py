@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 
 import requests
 
-from rayfm.errors import EndpointError
+from rayfm.errors import DataError, EndpointError
 
 HEADERS = {
     "ContentType": "Content-Type",
@@ -37,13 +37,16 @@ READ_TIMEOUT_S = 70
 _ATTEMPTS, _BACKOFF_S = 3, 0.1
 _RETRIED = (500, 502, 503, 504)  # as boto3 does; a prediction changes nothing, so it may be repeated
 _SHOWN_CHARS = 2000
+_KEPT_CONNECTIONS = 256  # more threads than that at a time open new ones; requests itself keeps 10
 
 
 class RuntimeClient:
-    """Sends requests to endpoints and keeps the connections open in between."""
+    """Sends requests to endpoints, of several threads too, and keeps the connections open in between."""
 
     def __init__(self) -> None:
         self._session = requests.Session()
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=_KEPT_CONNECTIONS))
 
     def invoke(self, server_url: str, arguments: Mapping[str, str], body: bytes) -> tuple[bytes, str | None]:
         """Send a request and return the answer and its content type.
@@ -64,6 +67,8 @@ class RuntimeClient:
         ------
         TypeError
             If there is no such argument.
+        DataError
+            If the value of one is no text that a header can hold.
         EndpointError
             If there is no answer, or an answer that is an error.
         """
@@ -109,6 +114,10 @@ def _headers(arguments: Mapping[str, str]) -> dict[str, str]:
             near = difflib.get_close_matches(name, allowed, n=1)
             remedy = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(allowed)}."
             raise TypeError(f"initial_args must be arguments of InvokeEndpoint, got {name!r}. {remedy}")
+        value = arguments[name]
+        if name in HEADERS and not (isinstance(value, str) and value.isascii() and value.isprintable()):
+            problem = f"{name} must be printable ASCII text, got {value!r}."
+            raise DataError(problem, "Encode it, such as by urllib.parse.quote.")
     return {HEADERS[name]: value for name, value in arguments.items() if name in HEADERS}
 
 

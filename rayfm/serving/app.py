@@ -59,9 +59,18 @@ class Served:
 
 
 def score(model: FactorizationMachine, batch: SparseBatch) -> ScoredRows:
-    """Score all rows in one call of the kernel."""
-    raw = model.raw_scores_unchecked(batch)
-    return ScoredRows(model.link(raw), (raw >= 0).astype(np.float32) if model.is_classifier else None)
+    """Score all rows in one call of the kernel.
+
+    Raises
+    ------
+    DataError
+        If a score is not finite: the values of the row are finite, but their products are too large for float32.
+    """
+    scores = model.link(model.raw_scores_unchecked(batch))
+    failed = np.flatnonzero(~np.isfinite(scores))
+    if len(failed):
+        raise DataError("the score is not finite.", "Scale the features.", record=int(failed[0]) + 1)
+    return ScoredRows(scores, model.labels_of(scores) if model.is_classifier else None)
 
 
 def invoke(model: FactorizationMachine, body: bytes, content_type: str | None, accept: str | None) -> tuple[bytes, str]:
@@ -91,10 +100,10 @@ def invoke(model: FactorizationMachine, body: bytes, content_type: str | None, a
     if media_type is None:
         raise ModelFailure(406, f"Accept must allow one of {_MEDIA_TYPES}, got {accept}.")
     try:
-        batch = instances.read(body, request, model.feature_dim)
+        rows = score(model, instances.read(body, request, model.feature_dim))
     except DataError as error:
         raise ModelFailure(400, f"unable to evaluate payload provided: {error}") from None
-    return instances.write(score(model, batch), media_type), media_type
+    return instances.write(rows, media_type), media_type
 
 
 _MEDIA_TYPES = ", ".join(instances.MEDIA_TYPES)
@@ -153,8 +162,7 @@ class EndpointReplica:
         return response
 
     async def _route(self, request: Request) -> Response:
-        path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-        path = path.removeprefix(f"/endpoints/{self.name}").rstrip("/")
+        path = request.scope["path"].removeprefix(request.scope.get("root_path", "")).rstrip("/")
         method = _METHODS.get(path)
         if method is None:
             return _error(404, "UnknownOperationException", f"endpoint {self.name} has nothing at {path}.")
@@ -168,7 +176,11 @@ class EndpointReplica:
         body = await self._body(request)
         if body is None:
             return _error(413, "", f"the request must have at most {self.max_body_bytes} bytes.")
-        arguments = self._current.model, body, request.headers.get("content-type"), request.headers.get("accept")
+        coding = request.headers.get("content-encoding", "identity")
+        if coding.strip().lower() not in ("identity", ""):
+            raise ModelFailure(415, f"Content-Encoding must be identity, got {coding}. Send the body uncompressed.")
+        accept = ", ".join(request.headers.getlist("accept")) or None
+        arguments = self._current.model, body, request.headers.get("content-type"), accept
         if len(body) <= _INLINE_BYTES:
             answer, media_type = invoke(*arguments)
         else:
@@ -225,7 +237,7 @@ _VARIANT = {"x-Amzn-Invoked-Production-Variant": PRODUCTION_VARIANT}
 
 def _score_a_row(model: FactorizationMachine) -> None:
     batch = SparseBatch.from_csr([0, 1], [model.feature_dim - 1], [1.0])
-    if not np.isfinite(score(model, batch).scores).all():
+    if not np.isfinite(model.link(model.raw_scores_unchecked(batch))).all():
         raise RuntimeError("the model's score of a row is not finite.")
 
 

@@ -12,14 +12,16 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
-from rayfm.errors import EndpointError, ResourceError
+from rayfm.errors import EndpointError, ModelFileError, ResourceError
+from rayfm.formats.model_parts import ModelParts
 from rayfm.model import FactorizationMachine
 from rayfm.serving.app import EndpointReplica
-from rayfm.serving.server import URL_VARIABLE, client, default_url, imported, start
+from rayfm.serving.server import client, imported, start
+from rayfm.serving.urls import URL_VARIABLE, default_url
 from rayfm.storage import absolute
 from rayfm.training import cluster
 
@@ -34,6 +36,7 @@ _DEPLOYMENT = "rayfm-endpoint"  # by this, endpoints are told from other applica
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9])*")
 _MAX_NAME_LENGTH = 63
 _MAX_ONGOING_REQUESTS = 100  # of a replica; they share its CPU, and Serve queues what is more
+_MAX_FAILED_STARTS = 3  # of all replicas together; what fails in one mostly fails in each
 _POLL_S = 0.1
 _REQUEST_TIMEOUT_S = 5.0
 
@@ -66,6 +69,9 @@ class Endpoint:
 def deploy(model_uri: str, name: str, *, replicas: int = 1, address: str | None = None) -> Endpoint:
     """Serve a model, and return when the endpoint answers; one of that name gets the new model.
 
+    An endpoint that there is answers all the while: its processes go as new ones, beside them, have loaded the model.
+    So a CPU more than it has must be free. If the new model does not come to answer, the endpoint goes on as it was.
+
     Parameters
     ----------
     model_uri
@@ -79,17 +85,19 @@ def deploy(model_uri: str, name: str, *, replicas: int = 1, address: str | None 
 
     Raises
     ------
-    StorageError, ModelFileError
-        If the model cannot be read. An endpoint of that name goes on as it was.
+    StorageError
+        If the model cannot be read.
+    ModelFileError
+        If it is damaged, or a parameter is NaN or infinite.
     ResourceError
         If the cluster has no CPU free for a replica, or Serve cannot be started at the URL.
     EndpointError
-        If the name cannot be one, belongs to another application, or the endpoint does not come to answer. What
-        was there before is not deleted; what was not is not left behind.
+        If the name cannot be one, belongs to another application, or the endpoint does not come to answer.
+        Nothing is left behind of an endpoint that was not there before.
     """
     _check(name, replicas)
     uri = absolute(model_uri)
-    FactorizationMachine.load(uri)  # here too, where the user sees what is wrong with it
+    _check_model(uri)
     cluster.connect(address)
     _check_size(name, replicas)
     start()
@@ -97,14 +105,14 @@ def deploy(model_uri: str, name: str, *, replicas: int = 1, address: str | None 
     is_new = known is None or known["status"] == "DELETING"
     if known is not None and not is_new and _DEPLOYMENT not in known["deployments"]:
         raise EndpointError(f"{name} is an application of Ray Serve that is no endpoint. Choose another name.")
-    revision = uuid.uuid4().hex
-    _run(name, {"model_uri": uri, "revision": revision}, replicas)
+    previous = _Target.of(known) if known is not None and not is_new else None
+    target = _Target(uri, uuid.uuid4().hex, replicas)
+    _run(name, target)
     try:
         _wait_until_running(name, replicas)
-        _wait_until_it_answers(name, revision)
+        _wait_until_it_answers(name, target.revision)
     except BaseException:
-        if is_new:
-            _delete(name, wait=False)  # a replica that has found no place takes its time to go
+        _take_back(name, target, previous)
         raise
     return _find(name)
 
@@ -157,6 +165,16 @@ def _check_size(name: str, replicas: int) -> None:
         raise ResourceError(f"{problem} Lower initial_instance_count or add nodes.")
 
 
+def _check_model(uri: str) -> None:
+    """Load the model here too, where the user sees what is wrong with it, and look at all of its parameters."""
+    model = FactorizationMachine.load(uri)
+    try:
+        ModelParts(model.bias, model.linear, model.factors, model.predictor_type, {}, {}, {}).check_finite()
+    except ModelFileError as error:
+        remedy = "Train it with lower learning rates, or with features that are scaled."
+        raise ModelFileError(f"{uri} cannot be served: {error} {remedy}") from None
+
+
 def _connected(address: str | None) -> bool:
     """Join the cluster; False when there is none, and starting an embedded one just to find it empty is no use."""
     if not ray.is_initialized() and (address or os.environ.get("RAY_ADDRESS")) in (None, "", "local"):
@@ -179,9 +197,8 @@ def _find(name: str) -> Endpoint:
 
 
 def _endpoint(name: str, application: Mapping[str, Any]) -> Endpoint:
-    deployment = application["deployments"][_DEPLOYMENT]
-    model_uri = deployment["deployment_config"]["user_config"]["model_uri"]
-    return Endpoint(name, _url(name), model_uri, deployment["target_num_replicas"], _status(application))
+    target = _Target.of(application)
+    return Endpoint(name, _url(name), target.model_uri, target.replicas, _status(application))
 
 
 def _missing(name: str) -> EndpointError:
@@ -201,21 +218,53 @@ def _url(name: str) -> str:
     return f"{default_url()}/endpoints/{name}"
 
 
-def _run(name: str, settings: dict[str, str], replicas: int) -> None:
+class _Target(NamedTuple):
+    """What Serve is asked to run as an endpoint; the revision tells one deployment from the next."""
+
+    model_uri: str
+    revision: str
+    replicas: int
+
+    @classmethod
+    def of(cls, application: Mapping[str, Any]) -> _Target:
+        """Return what Serve was asked for last."""
+        deployment = application["deployments"][_DEPLOYMENT]
+        settings = deployment["deployment_config"]["user_config"]
+        return cls(settings["model_uri"], settings["revision"], deployment["target_num_replicas"])
+
+
+def _run(name: str, target: _Target) -> None:
     """Ask Serve for the application, and do not wait: Serve itself would wait for ever."""
     serve = imported()
     deployment = serve.deployment(
         EndpointReplica,
         name=_DEPLOYMENT,
-        num_replicas=replicas,
+        num_replicas=target.replicas,
         max_ongoing_requests=_MAX_ONGOING_REQUESTS,
-        user_config=settings,
+        max_constructor_retry_count=_MAX_FAILED_STARTS,
+        max_surge_percent=100,  # or Serve stops the old replicas before it starts new ones
+        user_config={"model_uri": target.model_uri, "revision": target.revision},
         ray_actor_options={"num_cpus": 1},
     )
-    target = serve.RunTarget(
+    # Serve draws a version for each call by itself, so that the replicas of a target that is asked for again would go
+    deployment = deployment.options(version=target.revision, _internal=True)
+    application = serve.RunTarget(
         deployment.bind(name), name, f"/endpoints/{name}", logging_config={"enable_access_log": False}
     )
-    serve.run_many([target], wait_for_applications_running=False)
+    serve.run_many([application], wait_for_applications_running=False)
+
+
+def _take_back(name: str, target: _Target, previous: _Target | None) -> None:
+    """Undo a deployment that does not come to answer, unless somebody has replaced it since."""
+    application = _applications().get(name)
+    if application is None:
+        return
+    if _DEPLOYMENT in application["deployments"] and _Target.of(application) not in (target, previous):
+        return  # not previous: it takes Serve a moment to show what it was asked for
+    if previous is None:
+        _delete(name, wait=False)  # a replica that has found no place takes its time to go
+    else:
+        _run(name, previous)
 
 
 def _delete(name: str, *, wait: bool) -> None:

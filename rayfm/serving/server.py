@@ -1,9 +1,8 @@
-"""Ray Serve on the connected cluster, found or started, and the URL at which clients look for it."""
+"""Ray Serve on the connected cluster, found or started."""
 
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import warnings
 from typing import Any
@@ -12,16 +11,9 @@ from urllib.parse import urlsplit
 import ray
 
 from rayfm.errors import ResourceError
-
-URL_VARIABLE = "RAYFM_ENDPOINT_URL"
-DEFAULT_URL = "http://127.0.0.1:8000"
+from rayfm.serving.urls import DEFAULT_URL, URL_VARIABLE, default_url
 
 _LOOPBACK = {"127.0.0.1", "localhost"}
-
-
-def default_url() -> str:
-    """Return where endpoints are: ``RAYFM_ENDPOINT_URL``, or ``http://127.0.0.1:8000`` if that is not set."""
-    return (os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/")
 
 
 def imported() -> Any:

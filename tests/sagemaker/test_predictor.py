@@ -5,7 +5,10 @@ import http.server
 import io
 import json
 import socket
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from rayfm.errors import EndpointError
+from rayfm.errors import DataError, EndpointError
 from rayfm.formats import recordio
 from rayfm.formats.record_pb2 import Record
 from rayfm.sagemaker import runtime
@@ -41,6 +44,7 @@ class Server(http.server.ThreadingHTTPServer):
     """Keeps what it is asked; answers with `answer(path, headers, body)`: status, headers, body."""
 
     daemon_threads = True
+    request_queue_size = 32  # many threads connect at once
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -227,6 +231,29 @@ def test_predict__names_the_nearest_argument_for_an_unknown_one(connect):
         connect().predict(ROW, {"ContenType": "application/json"})
 
 
+@pytest.mark.parametrize("value", ["é→", "a\nb", 7])
+def test_predict__names_the_argument_that_no_header_can_hold(value, server, connect):
+    with pytest.raises(DataError, match=r"CustomAttributes must be printable ASCII text, got .* Encode it"):
+        connect().predict(ROW, custom_attributes=value)
+    assert not server.requests
+
+
+def test_predict__keeps_a_connection_for_each_of_many_threads(server, connect):
+    threads = 12  # requests keeps 10 by itself
+    together = threading.Barrier(threads)
+
+    def answer(*request):
+        together.wait(20)
+        return scores_of(*request)
+
+    server.answer = answer
+    predictor = connect()
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(2):
+            assert [scores(found) for found in pool.map(predictor.predict, [ROW] * threads)] == [[3.0]] * threads
+    assert len(server.connections) == threads
+
+
 def test_predictor__takes_functions_as_version_1_of_the_sdk_did(server, connect):
     predictor = connect()
     predictor.content_type = "application/json"
@@ -309,6 +336,41 @@ def test_predict__stops_after_one_request_when_answers_cannot_be_joined(server, 
     with pytest.raises(EndpointError, match=r"answers cannot be joined: bytes\. Send fewer rows"):
         predictor.predict(np.ones((50, 20), "f4"))
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("deserializer", [None, JSONDeserializer()])
+def test_predict__needs_a_prediction_for_each_row_of_a_part(deserializer, server, connect):
+    def answer(*request):
+        if deserializer:
+            return 200, JSON, b'{"predictions": [{"score": 1.0}]}'
+        _, headers, content = scores_of(*request)
+        return 200, headers, content + content
+
+    server.answer = answer
+    with pytest.raises(
+        EndpointError, match=r"a prediction for each row, got (1 for \d+|(\d+) for \d+) rows of a request"
+    ):
+        connect(deserializer=deserializer, max_payload_bytes=1000).predict(np.ones((50, 20), "f4"))
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "serialize", "most"),
+    [
+        (sparse.csr_matrix((400_000, 10), dtype="f4"), lambda part: b"x" * 24 * part.shape[0], 400_000),
+        ([{"features": [1.0] * 100}] * 400_000, lambda part: b"x" * 400 * len(part), 20_000),
+    ],
+    ids=["empty rows", "dicts"],
+)
+def test_predict__never_serializes_far_more_than_a_request_holds(data, serialize, most, connect):
+    seen = []
+
+    def serializer(part):
+        seen.append(len(part) if isinstance(part, list) else part.shape[0])
+        return serialize(part)
+
+    list(connect(serializer=serializer)._bodies(data))
+    assert max(seen) < most
 
 
 MODEL_ERROR = {"OriginalStatusCode": 400, "Message": "Received client error (400) from primary"}
@@ -424,6 +486,14 @@ def test_predictor__is_used_again_after_it_was_closed(server, connect):
     with connect() as predictor:
         predictor.predict(ROW)
     assert scores(predictor.predict(ROW)) == [3.0]
+
+
+def test_predictor__needs_no_ray():
+    script = (
+        "import sys; from rayfm.sagemaker import FactorizationMachinesPredictor; "
+        "assert FactorizationMachinesPredictor('ep').endpoint_url; assert 'ray' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_predictor__looks_where_the_environment_says(server, monkeypatch):

@@ -45,15 +45,19 @@ def replica(tmp_path):
 
 
 def ask(replica, path="/invocations", body=ROW, *, method="POST", parts=None, **headers):
-    """Send a request to the replica as Serve does."""
-    names = {name.replace("_", "-").lower(): value for name, value in headers.items()}
+    """Send a request to the replica as Serve does; a header may have a list of values."""
+    lines = [(name.replace("_", "-").lower().encode(), values) for name, values in headers.items()]
     scope = {
         "type": "http",
         "method": method,
         "path": f"/endpoints/fm-ep{path}",
         "root_path": "/endpoints/fm-ep",
         "query_string": b"",
-        "headers": [(name.encode(), value.encode()) for name, value in names.items()],
+        "headers": [
+            (name, value.encode())
+            for name, values in lines
+            for value in (values if isinstance(values, list) else [values])
+        ],
     }
     pending = list(parts or [body])
 
@@ -137,6 +141,7 @@ def test_replica__names_variant_and_request(replica):
         ({"content_type": JSON, "accept": "text/csv"}, 406, "Accept must allow one of application/json"),
         ({"content_type": RECORDIO}, 400, "unable to evaluate payload provided: row 1: the frame at byte 0"),
         ({"content_type": JSON_LINES}, 400, "unable to evaluate payload provided: row 1: an instance must"),
+        ({"content_encoding": "gzip"}, 415, "Content-Encoding must be identity, got gzip. Send the body uncompressed."),
     ],
 )
 def test_replica__what_cannot_be_answered_is_a_model_error(replica, headers, status, message):
@@ -152,6 +157,37 @@ def test_replica__one_bad_instance_refuses_the_request(replica):
         "unable to evaluate payload provided: row 2: dense features must have 3 values, the model's width, got 2. "
         "Send all of them, or keys with the values.",
     )
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_replica__a_score_that_is_not_finite_is_refused(tmp_path, task):
+    model = FactorizationMachine(0.5, np.ones(3, np.float32), np.ones((3, 2), np.float32), task)
+    body = b'{"instances": [{"features": [1, 2, 3]}, {"features": [1e25, 1e25, 0]}]}'
+    assert original(ask(replica_of(model, tmp_path / "model.safetensors"), body=body, content_type=JSON)) == (
+        400,
+        "unable to evaluate payload provided: row 2: the score is not finite. Scale the features.",
+    )
+
+
+def test_replica__a_raw_score_beyond_float32_saturates_a_probability(tmp_path):
+    model = FactorizationMachine(0, np.ones(3, np.float32), np.zeros((3, 2), np.float32), "binary_classifier")
+    body = b'{"instances": [{"features": [3e38, 3e38, 0]}, {"features": [-3e38, -3e38, 0]}]}'
+    response = ask(replica_of(model, tmp_path / "model.safetensors"), body=body, content_type=JSON)
+    assert answered(response.body, JSON) == [(1, 1), (0, 0)]
+
+
+def test_replica__a_label_is_that_of_the_score_which_is_answered(tmp_path):
+    model = FactorizationMachine(-1e-9, np.ones(3, np.float32), np.zeros((3, 2), np.float32), "binary_classifier")
+    body = b'{"instances": [{"features": [0, 0, 0]}, {"features": [-0.01, 0, 0]}]}'
+    response = ask(replica_of(model, tmp_path / "model.safetensors"), body=body, content_type=JSON)
+    (tie, predicted), (below, other) = answered(response.body, JSON)
+    assert (tie, predicted) == (0.5, 1.0)  # 0.5 as float32, though the raw score is below 0
+    assert (below < 0.5, other) == (True, 0.0)
+
+
+def test_replica__takes_the_accept_of_all_its_lines(replica):
+    response = ask(replica, content_type=JSON, accept=["text/csv", JSON_LINES])
+    assert (response.status_code, response.headers["content-type"]) == (200, JSON_LINES)
 
 
 def test_replica__a_large_request_is_scored_like_a_small_one(replica):
@@ -190,7 +226,13 @@ def test_replica__describes_its_model(replica):
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/invocations", 405), ("POST", "", 405), ("POST", "/async-invocations", 404), ("GET", "/x", 404)],
+    [
+        ("GET", "/invocations", 405),
+        ("POST", "", 405),
+        ("POST", "/async-invocations", 404),
+        ("POST", "/endpoints/fm-ep/invocations", 404),
+        ("GET", "/x", 404),
+    ],
 )
 def test_replica__refuses_other_methods_and_paths(replica, method, path, status):
     response = ask(replica, path, method=method)

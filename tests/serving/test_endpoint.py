@@ -1,5 +1,6 @@
 """Endpoints over HTTP on a real Ray Serve, asked by plain requests and by boto3."""
 
+import contextlib
 import socket
 import threading
 import time
@@ -46,6 +47,52 @@ def runtime(serve_url):
     client = boto3.client("sagemaker-runtime", endpoint_url=serve_url, **keys)
     yield client
     client.close()
+
+
+@contextlib.contextmanager
+def asking_all_the_while(url):
+    """Ask on and on in the background; the scores and the failures that come of it."""
+    seen, failures, stop = set(), [], threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            try:
+                seen.update(scores(url))
+            except requests.RequestException as error:
+                failures.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield seen, failures
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def all_cpus_taken():
+    """Take the CPUs that endpoints leave free."""
+
+    @ray.remote(num_cpus=8 - sum(other.replicas for other in endpoint.list_endpoints()))
+    class Hog:
+        def ready(self):
+            return True
+
+    hog = Hog.remote()
+    ray.get(hog.ready.remote())
+    try:
+        yield
+    finally:
+        ray.kill(hog)
+
+
+def eventually(condition):
+    """Wait until it holds; whether it does."""
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return condition()
 
 
 def scores(url, body=ROW):
@@ -124,26 +171,48 @@ def test_list_endpoints__has_them_by_name(regressor, classifier):
     assert endpoint.describe("fm-classifier") == classifier
 
 
-def test_deploy__gives_an_endpoint_a_new_model_without_a_lost_request(regressor, tmp_path):
-    seen, failures, stop = set(), [], threading.Event()
+def test_deploy__gives_an_endpoint_a_new_model_while_the_old_one_answers(regressor, tmp_path, monkeypatch):
+    look, running = endpoint._applications, []
 
-    def keep_asking():
-        while not stop.is_set():
-            try:
-                seen.update(scores(regressor.url))
-            except requests.RequestException as error:
-                failures.append(error)
+    def applications():
+        found = look()
+        replicas = found["fm-regressor"]["deployments"]["rayfm-endpoint"]["replicas"]
+        running.append(sum(replica["state"] == "RUNNING" for replica in replicas))
+        return found
 
-    asking = threading.Thread(target=keep_asking)
-    asking.start()
-    try:
+    monkeypatch.setattr(endpoint, "_applications", applications)  # which deploy polls
+    with asking_all_the_while(regressor.url) as (seen, failures):
         updated = endpoint.deploy(save_model(tmp_path / "model.safetensors", 100), "fm-regressor")
         assert scores(regressor.url) == [103]
-    finally:
-        stop.set()
-        asking.join()
     assert updated.model_uri == str(tmp_path / "model.safetensors")
     assert seen == {3.5, 103}
+    assert not failures
+    assert min(running) >= 1
+    assert len(running) > 3
+
+
+def test_deploy__of_what_replicas_cannot_load_leaves_the_old_model(regressor, tmp_path, monkeypatch):
+    monkeypatch.setattr(endpoint, "_check_model", lambda uri: None)  # as if the driver alone could read it
+    monkeypatch.setattr(endpoint, "_MAX_FAILED_STARTS", 1)
+    before = endpoint.describe("fm-regressor"), requests.get(regressor.url, timeout=10).json(), scores(regressor.url)
+    with asking_all_the_while(regressor.url) as (seen, failures):
+        with pytest.raises(EndpointError, match=r"endpoint fm-regressor did not start: .*there is no model at"):
+            endpoint.deploy(str(tmp_path / "nowhere.safetensors"), "fm-regressor")
+        assert eventually(lambda: endpoint.describe("fm-regressor").status == "InService")
+    assert seen == set(before[2])
+    assert not failures
+    after = endpoint.describe("fm-regressor"), requests.get(regressor.url, timeout=10).json(), scores(regressor.url)
+    assert after == before
+
+
+def test_deploy__without_a_cpu_for_the_new_model_leaves_the_old_one(regressor, tmp_path, monkeypatch):
+    before = endpoint.describe("fm-regressor")
+    monkeypatch.setattr(endpoint, "START_TIMEOUT_S", 1.0)
+    with all_cpus_taken(), asking_all_the_while(regressor.url) as (seen, failures):
+        with pytest.raises(ResourceError, match="endpoint fm-regressor needs 1 CPUs for its replicas, 0 of"):
+            endpoint.deploy(save_model(tmp_path / "model.safetensors", 7), "fm-regressor")
+        assert eventually(lambda: endpoint.describe("fm-regressor") == before)  # nothing waits for a CPU any more
+    assert len(seen) == 1
     assert not failures
 
 
@@ -156,25 +225,11 @@ def test_delete__removes_the_endpoint(serve_url, classifier):
 
 
 def test_deploy__without_a_free_cpu_is_an_error_with_a_deadline(serve_url, tmp_path, monkeypatch):
-    used = sum(other.replicas for other in endpoint.list_endpoints())
-
-    @ray.remote(num_cpus=8 - used)
-    class Hog:
-        def ready(self):
-            return True
-
-    hog = Hog.remote()
-    ray.get(hog.ready.remote())
     monkeypatch.setattr(endpoint, "START_TIMEOUT_S", 1.0)
-    try:
-        with pytest.raises(ResourceError, match=r"endpoint hungry needs 1 CPUs .* 0 of the cluster's 8 were free"):
-            endpoint.deploy(save_model(tmp_path / "model.safetensors", 0), "hungry")
-    finally:
-        ray.kill(hog)
-    deadline = time.monotonic() + 30
-    while any(other.name == "hungry" for other in endpoint.list_endpoints()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert "hungry" not in [other.name for other in endpoint.list_endpoints()]
+    hungry = r"endpoint hungry needs 1 CPUs .* 0 of the cluster's 8 were free"
+    with all_cpus_taken(), pytest.raises(ResourceError, match=hungry):
+        endpoint.deploy(save_model(tmp_path / "model.safetensors", 0), "hungry")
+    assert eventually(lambda: "hungry" not in [other.name for other in endpoint.list_endpoints()])
 
 
 def test_deploy__of_more_replicas_than_cpus_is_refused_at_once(ray_cluster, tmp_path):
@@ -187,6 +242,27 @@ def test_deploy__of_no_model_is_the_models_error(tmp_path):
         endpoint.deploy(str(tmp_path / "model.safetensors"), "fm")
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ModelFileError):
+        endpoint.deploy(str(tmp_path / "model.safetensors"), "fm")
+
+
+@pytest.mark.parametrize(
+    ("bias", "linear", "factors", "got"),
+    [
+        (np.inf, {}, {}, "bias must be finite in 32 bits, got inf"),
+        (0, {900: np.nan}, {}, "linear of feature 900 must be finite in 32 bits, got nan"),
+        (0, {}, {(901, 1): -np.inf, (999, 0): np.nan}, "factors of feature 901 must be finite in 32 bits, got -inf"),
+    ],
+)
+def test_deploy__refuses_parameters_that_are_not_finite_before_anything_changes(
+    bias, linear, factors, got, tmp_path, monkeypatch
+):
+    arrays = np.ones(1000, np.float32), np.ones((1000, 2), np.float32)
+    for array, wrong in zip(arrays, (linear, factors), strict=True):
+        for place, value in wrong.items():
+            array[place] = value
+    FactorizationMachine(bias, *arrays).save(tmp_path / "model.safetensors")
+    monkeypatch.setattr(endpoint.cluster, "connect", None)
+    with pytest.raises(ModelFileError, match=rf"model.safetensors cannot be served: {got}\. .*lower learning"):
         endpoint.deploy(str(tmp_path / "model.safetensors"), "fm")
 
 
