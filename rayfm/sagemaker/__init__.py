@@ -22,6 +22,7 @@ _HOMES = {
     "FactorizationMachines": "rayfm.sagemaker.estimator",
     "FactorizationMachinesModel": "rayfm.sagemaker.model",
     "FactorizationMachinesPredictor": "rayfm.sagemaker.predictor",
+    "FileSystemInput": "rayfm.sagemaker.inputs",
     "FileSystemRecordSet": "rayfm.sagemaker.records",
     "IdentitySerializer": "rayfm.sagemaker.serializers",
     "JSONDeserializer": "rayfm.sagemaker.serializers",
@@ -31,11 +32,13 @@ _HOMES = {
     "RecordDeserializer": "rayfm.sagemaker.serializers",
     "RecordSerializer": "rayfm.sagemaker.serializers",
     "RecordSet": "rayfm.sagemaker.records",
+    "ShuffleConfig": "rayfm.sagemaker.inputs",
     "SimpleBaseDeserializer": "rayfm.sagemaker.serializers",
     "SimpleBaseSerializer": "rayfm.sagemaker.serializers",
-    "TrainingInput": "rayfm.sagemaker.records",
+    "TrainingInput": "rayfm.sagemaker.inputs",
     "TrainingJobAnalytics": "rayfm.sagemaker.analytics",
     "Transformer": "rayfm.sagemaker.transformer",
+    "s3_input": "rayfm.sagemaker.inputs",
 }
 
 __all__ = sorted([*_HOMES, "UnexpectedStatusException"])
@@ -43,11 +46,14 @@ __all__ = sorted([*_HOMES, "UnexpectedStatusException"])
 if TYPE_CHECKING:
     from rayfm.sagemaker.analytics import TrainingJobAnalytics as TrainingJobAnalytics
     from rayfm.sagemaker.estimator import FactorizationMachines as FactorizationMachines
+    from rayfm.sagemaker.inputs import FileSystemInput as FileSystemInput
+    from rayfm.sagemaker.inputs import ShuffleConfig as ShuffleConfig
+    from rayfm.sagemaker.inputs import TrainingInput as TrainingInput
+    from rayfm.sagemaker.inputs import s3_input as s3_input
     from rayfm.sagemaker.model import FactorizationMachinesModel as FactorizationMachinesModel
     from rayfm.sagemaker.predictor import FactorizationMachinesPredictor as FactorizationMachinesPredictor
     from rayfm.sagemaker.records import FileSystemRecordSet as FileSystemRecordSet
     from rayfm.sagemaker.records import RecordSet as RecordSet
-    from rayfm.sagemaker.records import TrainingInput as TrainingInput
     from rayfm.sagemaker.serializers import BytesDeserializer as BytesDeserializer
     from rayfm.sagemaker.serializers import IdentitySerializer as IdentitySerializer
     from rayfm.sagemaker.serializers import JSONDeserializer as JSONDeserializer

@@ -13,6 +13,7 @@ from rayfm.sagemaker.image_uris import REPOSITORY, TAG, image_uri
 from rayfm.sagemaker.jobs import LatestTrainingJob
 from rayfm.sagemaker.keywords import KEYWORDS, V1_NAMES, Alias, settled
 from rayfm.sagemaker.records import RecordSet, write_record_set
+from rayfm.sagemaker.status_log import wants_logs
 from rayfm.sagemaker.trained import HasTrainingJob
 from rayfm.sagemaker.validated import HasHyperparameters
 from rayfm.storage import Uri, absolute, join, jsonable
@@ -222,9 +223,10 @@ class FactorizationMachines(HasHyperparameters, HasTrainingJob):
         Parameters
         ----------
         records
-            A record set or a list of them, one of which has the channel ``train``; a URI or a list of them; a matrix
-            or a data frame; a `ray.data.Dataset`; or a dict with any of these for ``train``, ``validation`` and
-            ``test``. (SageMaker takes record sets only.)
+            A record set or a list of them, one of which has the channel ``train``; a `TrainingInput`, a URI, or a list
+            of either; a matrix or a data frame; a `ray.data.Dataset`; or a dict with any of these for ``train``,
+            ``validation`` and ``test``. Record sets and inputs may be objects of SageMaker's SDK. (SageMaker takes
+            record sets only.)
         mini_batch_size
             Assigned to the estimator. Left out, the value assigned earlier is kept. (SageMaker's SDK clears it.)
         wait
@@ -259,7 +261,8 @@ class FactorizationMachines(HasHyperparameters, HasTrainingJob):
         """
         from rayfm.training.driver import submit
 
-        channels = channels_of(records, labels, weights, validation, test)
+        prints_log = wants_logs(logs)  # raises before anything starts
+        channels = channels_of(records, labels, weights, validation, test, self.read_options)
         if channels.feature_dim is not None:
             self.feature_dim = channels.feature_dim
         if mini_batch_size is not None:
@@ -282,7 +285,7 @@ class FactorizationMachines(HasHyperparameters, HasTrainingJob):
             details=self._details(experiment_config),
             address=self.address,
         )
-        self._follow(job, wait=wait, logs=logs)
+        self._follow(job, wait=wait, logs=prints_log)
 
     @classmethod
     def attach(
@@ -334,7 +337,7 @@ class FactorizationMachines(HasHyperparameters, HasTrainingJob):
         estimator._follow(job, wait=True, logs=facts["status"] in RUNNING)
         return estimator
 
-    def _follow(self, job: TrainingJob, *, wait: bool, logs: bool | str | Sequence[str]) -> None:
+    def _follow(self, job: TrainingJob, *, wait: bool, logs: bool) -> None:
         self.latest_training_job = LatestTrainingJob(job)
         if wait:
             self.latest_training_job.wait(logs=logs)

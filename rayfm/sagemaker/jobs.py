@@ -113,7 +113,7 @@ def describe_training_job(described: Mapping[str, Any], job: TrainingJob) -> dic
     hyperparameters = details.get("hyperparameters") or described["hyperparameters"]
     description = {
         "TrainingJobName": job.name,
-        "ModelArtifacts": {"S3ModelArtifacts": _model_uri(described, job)},
+        "ModelArtifacts": {"S3ModelArtifacts": artifact_uri(described, job)},
         "TrainingJobStatus": described["status"],
         "SecondaryStatus": _secondary_status(described, lifecycle),
         "FailureReason": failure_reason(described) if described["status"] == "Failed" else None,
@@ -138,6 +138,11 @@ def describe_training_job(described: Mapping[str, Any], job: TrainingJob) -> dic
     }
     known: dict[str, Any] = _without_none(description)
     return known
+
+
+def artifact_uri(described: Mapping[str, Any], job: TrainingJob) -> str:
+    """Return the archive where the job writes one, as an estimator's do, else the model file."""
+    return job.directory.archive_uri if described.get("archive") else job.directory.model_uri
 
 
 def failure_reason(described: Mapping[str, Any]) -> str:
@@ -166,11 +171,6 @@ def _secondary_status(described: Mapping[str, Any], lifecycle: Lifecycle) -> str
     if described["status"] == "Stopping":
         return "Stopping"
     return lifecycle.transitions[-1].status if lifecycle.transitions else "Starting"
-
-
-def _model_uri(described: Mapping[str, Any], job: TrainingJob) -> str:
-    """Return the archive where the job writes one, else the model file."""
-    return job.directory.archive_uri if described.get("archive") else job.directory.model_uri
 
 
 def _output_path(job: TrainingJob) -> str:

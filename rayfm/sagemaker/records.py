@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +21,9 @@ from numpy.typing import NDArray
 
 from rayfm.errors import DataError, StorageError
 from rayfm.formats import recordio
-from rayfm.sagemaker.matrices import as_features, as_labels, is_sparse
-from rayfm.storage import Uri, absolute, atomic_writer, encrypts_at_rest, join, remove_folder
+from rayfm.formats.matrices import as_features, as_labels, is_sparse
+from rayfm.sagemaker.inputs import DISTRIBUTIONS, MANIFEST, SHARDED, FileSystemInput, TrainingInput, check_choice
+from rayfm.storage import Uri, absolute, atomic_writer, claim_folder, encrypts_at_rest, join, remove_files
 from rayfm.storage.uris import OPTIONS
 from rayfm.training.job import time_stamp
 
@@ -31,52 +34,9 @@ logger = logging.getLogger(__name__)
 
 CLASS_NAME = "FactorizationMachines"
 MANIFEST_FILE = ".amazon.manifest"
-SHARDED, REPLICATED = "ShardedByS3Key", "FullyReplicated"
-DISTRIBUTIONS = (SHARDED, REPLICATED)
-MANIFEST, PREFIX = "ManifestFile", "S3Prefix"
-DATA_TYPES = (MANIFEST, PREFIX)
-FILE_SYSTEM_TYPES = ("FSxLustre", "EFS")
-ACCESS_MODES = ("ro", "rw")
 
-
-@dataclass
-class TrainingInput:
-    """Where the data of a channel lies, as SageMaker's `TrainingInput` (`s3_input` before version 2) says it.
-
-    Attributes
-    ----------
-    s3_data
-        URI of a manifest, a folder, a file or the beginning of names; any storage, not only S3.
-    distribution
-        ``FullyReplicated`` or ``ShardedByS3Key``. Recorded: see `RecordSet`.
-    s3_data_type
-        ``S3Prefix`` or ``ManifestFile``.
-    """
-
-    s3_data: str
-    distribution: str = REPLICATED
-    s3_data_type: str = PREFIX
-
-    def __post_init__(self) -> None:
-        _check_choice("distribution", self.distribution, DISTRIBUTIONS)
-        _check_choice("s3_data_type", self.s3_data_type, DATA_TYPES)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The channel as CreateTrainingJob describes it."""
-        source = {
-            "S3DataType": self.s3_data_type,
-            "S3Uri": self.s3_data,
-            "S3DataDistributionType": self.distribution,
-        }
-        return {"DataSource": {"S3DataSource": source}}
-
-    @property
-    def sources(self) -> list[str]:
-        """The URIs to train on."""
-        if self.s3_data_type == MANIFEST and not OPTIONS.sub("", self.s3_data).endswith(".manifest"):
-            raise DataError(f"a manifest must be named *.manifest, got {self.s3_data}.", "Copy it to such a name.")
-        return [self.s3_data]
+_stamp_lock = threading.Lock()
+_last_stamp = ""
 
 
 @dataclass(repr=False)
@@ -121,41 +81,12 @@ class RecordSet:
 
     def records_s3_input(self) -> TrainingInput:
         """Return where the records lie."""
-        return TrainingInput(self.s3_data, self.distribution, self.s3_data_type)
+        return TrainingInput(self.s3_data, self.distribution, s3_data_type=self.s3_data_type)
 
     @property
     def sources(self) -> list[str]:
         """The URIs to train on."""
         return self.records_s3_input().sources
-
-
-@dataclass
-class FileSystemInput:
-    """A folder of a shared file system as SageMaker describes it; see `FileSystemRecordSet`."""
-
-    file_system_id: str
-    file_system_type: str
-    directory_path: str
-    file_system_access_mode: str = "ro"
-
-    def __post_init__(self) -> None:
-        for what, value, allowed in (
-            ("type", self.file_system_type, FILE_SYSTEM_TYPES),
-            ("access mode", self.file_system_access_mode, ACCESS_MODES),
-        ):
-            if value not in allowed:
-                raise DataError(f"Unrecognized file system {what}: {value}. Valid values: {', '.join(allowed)}.")
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The channel as CreateTrainingJob describes it."""
-        source = {
-            "FileSystemId": self.file_system_id,
-            "FileSystemType": self.file_system_type,
-            "DirectoryPath": self.directory_path,
-            "FileSystemAccessMode": self.file_system_access_mode,
-        }
-        return {"DataSource": {"FileSystemDataSource": source}}
 
 
 class FileSystemRecordSet:
@@ -199,7 +130,7 @@ class FileSystemRecordSet:
     @property
     def sources(self) -> list[str]:
         """The URIs to train on."""
-        return [self.file_system_input.directory_path]
+        return self.file_system_input.sources
 
 
 def write_record_set(
@@ -247,26 +178,23 @@ def write_record_set(
     StorageError
         If the location cannot be written.
     """
-    _check_choice("distribution", distribution, DISTRIBUTIONS)
+    check_choice("distribution", distribution, DISTRIBUTIONS)
     features = as_features(train)
     vector = None if labels is None else as_labels(labels)
     _check_shapes(features.shape, vector)
     bounds = _shard_bounds(features.shape[0], num_shards)
-    folder = join(absolute(location), f"{class_name}-{time_stamp()}")
-    if encrypt and not encrypts_at_rest(folder):
-        logger.warning("encrypt=True has no effect at %s: rows lie there as this storage keeps all its files.", folder)
+    location = absolute(location)
+    if encrypt and not encrypts_at_rest(location):
+        logger.warning("encrypt=True has no effect at %s: rows lie there as this storage keeps all files.", location)
+    names = _shard_names(len(bounds))
+    folder = _new_folder(location, class_name)
     try:
-        manifest = _write(folder, features, vector, bounds)
+        manifest = _write(folder, names, features, vector, bounds)
     except BaseException:
-        _clean_up(folder)
+        _clean_up(folder, [*names, MANIFEST_FILE])
         raise
     rows, width = features.shape
     return RecordSet(manifest, rows, width, channel=channel, distribution=distribution)
-
-
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise DataError(f"{name} must be {' or '.join(allowed)}, got {value!r}.")
 
 
 def _check_shapes(shape: tuple[int, ...], labels: NDArray[Any] | None) -> None:
@@ -291,16 +219,45 @@ def _shard_bounds(rows: int, num_shards: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], rows], strict=True))
 
 
+def _shard_names(num_shards: int) -> list[str]:
+    digits = len(str(num_shards))
+    return [f"matrix_{shard:0{digits}}.pbr" for shard in range(num_shards)]
+
+
+def _new_folder(location: str, class_name: str) -> str:
+    """Return a folder that nobody else writes to, named by the time."""
+    while True:
+        folder = join(location, f"{class_name}-{_unused_stamp()}")
+        if claim_folder(folder):
+            return folder
+
+
+def _unused_stamp() -> str:
+    """Return a time stamp that no other thread of this process got."""
+    global _last_stamp
+    with _stamp_lock:
+        while (stamp := time_stamp()) == _last_stamp:
+            time.sleep(0.0005)
+        _last_stamp = stamp
+    return stamp
+
+
 def _write(
-    folder: str, features: NDArray[Any] | csr_matrix, labels: NDArray[Any] | None, bounds: list[tuple[int, int]]
+    folder: str,
+    names: list[str],
+    features: NDArray[Any] | csr_matrix,
+    labels: NDArray[Any] | None,
+    bounds: list[tuple[int, int]],
 ) -> str:
     """Write the shards, then the manifest; return the manifest's URI."""
-    digits = len(str(len(bounds)))
-    names = [f"matrix_{shard:0{digits}}.pbr" for shard in range(len(bounds))]
     write = recordio.write_spmatrix_to_sparse_tensor if is_sparse(features) else recordio.write_numpy_to_dense_tensor
     for name, (start, stop) in zip(names, bounds, strict=True):
         with atomic_writer(join(folder, name)) as file:
-            write(file, _rows(features, start, stop), None if labels is None else labels[start:stop])
+            try:
+                write(file, _rows(features, start, stop), None if labels is None else labels[start:stop])
+            except DataError as error:
+                row = None if error.record is None else start + error.record
+                raise DataError(error.problem, error.remedy, record=row) from None
     # Options of the URI say how to connect, perhaps with secrets: they are no part of a prefix.
     prefix = OPTIONS.sub("", join(folder, ""))
     manifest = join(folder, MANIFEST_FILE)
@@ -319,9 +276,9 @@ def _rows(features: Any, start: int, stop: int) -> Any:
     return type(features)(triple, shape=(stop - start, features.shape[1]))
 
 
-def _clean_up(folder: str) -> None:
+def _clean_up(folder: str, names: list[str]) -> None:
     """Delete a record set that could not be finished, without hiding the error that stopped it."""
     try:
-        remove_folder(folder)
+        remove_files(folder, names)
     except StorageError as error:
         logger.warning("An unfinished record set may be left behind: %s", error)

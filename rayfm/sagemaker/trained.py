@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rayfm.sagemaker.jobs import LatestTrainingJob
+from rayfm.sagemaker.jobs import LatestTrainingJob, artifact_uri
 
 if TYPE_CHECKING:
     from rayfm.model import FactorizationMachine
@@ -50,14 +50,19 @@ class HasTrainingJob:
     def model_data(self) -> str:
         """URI of the latest job's ``model.tar.gz``, which is there when the job has completed.
 
+        It is the ``model.safetensors`` of a job that no estimator started, for that writes no archive.
+
         Raises
         ------
         ValueError
             Before `fit`; the SDK raises a TypeError about something else.
+        StorageError
+            If the job's job.json cannot be read.
         """
         if self.latest_training_job is None:
             raise ValueError("model_data must be read after fit or attach: Estimator is not associated with a job.")
-        return self.latest_training_job.job.directory.archive_uri
+        job = self.latest_training_job.job
+        return artifact_uri(job.describe(), job)
 
     @property
     def model(self) -> FactorizationMachine:
@@ -92,6 +97,8 @@ class HasTrainingJob:
     ) -> FactorizationMachinesModel:
         """Return the latest job's model as what can be deployed.
 
+        It is the job's ``model.safetensors``, which replicas of an endpoint map; `model_data` has the same parameters.
+
         Parameters
         ----------
         vpc_config_override
@@ -108,9 +115,9 @@ class HasTrainingJob:
         """
         from rayfm.sagemaker.model import FactorizationMachinesModel
 
-        archive_uri = self._associated_job().directory.archive_uri
+        model_uri = self._associated_job().directory.model_uri
         options = {"name": self._base_name, "address": self.address, **options}
-        return FactorizationMachinesModel(archive_uri, role or self.role, self.sagemaker_session, **options)
+        return FactorizationMachinesModel(model_uri, role or self.role, self.sagemaker_session, **options)
 
     def deploy(
         self,

@@ -48,6 +48,10 @@ class HasHyperparameters:
         super().__init__()
         self._given: dict[str, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Give a copy, shallow ones too, hyperparameters of its own."""
+        return {**vars(self), "_given": dict(self._given)}
+
     def hyperparameters(self) -> dict[str, str]:
         """Return the assigned values that are not None as strings, in the order of assignment.
 

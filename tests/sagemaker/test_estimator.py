@@ -1,9 +1,11 @@
 """The estimator against what the real SDKs accept, store and say, and in real runs."""
 
+import copy
 import inspect
 import json
 import logging
 import math
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,13 @@ import scipy.sparse
 from rayfm.errors import DataError, EndpointError, HyperparameterError, JobFailedError, StoppedError, StorageError
 from rayfm.hyperparameters import HYPERPARAMETERS
 from rayfm.reading import ReadOptions
-from rayfm.sagemaker import FactorizationMachines, FactorizationMachinesModel, RecordSet, UnexpectedStatusException
+from rayfm.sagemaker import (
+    FactorizationMachines,
+    FactorizationMachinesModel,
+    RecordSet,
+    TrainingInput,
+    UnexpectedStatusException,
+)
 from rayfm.sagemaker.keywords import KEYWORDS
 from rayfm.training.job import JobDirectory
 
@@ -183,6 +191,21 @@ def test_keyword__given_by_both_names_must_be_the_same():
 
 
 @pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda fm: pickle.loads(pickle.dumps(fm))], ids=["copy", "deepcopy", "pickle"]
+)
+def test_copy__is_independent_of_its_original(copied):
+    fm = estimator(epochs=5, output_path="s3://b/out", tags=["a"])
+    other = copied(fm)
+    assert repr(other) == repr(fm)
+    assert (other.output_path, other.tags, other.latest_training_job) == ("s3://b/out", ["a"], None)
+    other.epochs, other.output_path = 9, "s3://b/other"
+    other.feature_dim = 3
+    del other.predictor_type
+    assert fm.hyperparameters() == {"num_factors": "2", "predictor_type": "regressor", "epochs": "5"}
+    assert fm.output_path == "s3://b/out"
+
+
+@pytest.mark.parametrize(
     ("wrong", "right"),
     [
         ("epoch", "epochs"),
@@ -310,10 +333,11 @@ def test_fit__takes_uris_matrices_and_datasets_alike(fm, matrix, tmp_path):
         "values": pa.ListArray.from_arrays(offsets, pa.array(features.data, pa.float32())),
         "label": pa.array(labels),
     }
+    files = TrainingInput(f"{folder}/matrix_", content_type="application/x-recordio-protobuf")
     fits = [
         lambda: fm.fit({"train": [f"{folder}/matrix_0.pbr"], "validation": (features, labels)}, logs=False),
         lambda: fm.fit(features, labels=labels, validation=folder, logs=False),
-        lambda: fm.fit(ray.data.from_arrow(pa.table(columns)), logs=False),
+        lambda: fm.fit(ray.data.from_arrow(pa.table(columns)), validation=files, logs=False),
     ]
     models = []
     for fit in fits:
@@ -329,10 +353,17 @@ class Submitted:
 
     name = "job"
     directory = JobDirectory("s3://b/out/job")
+    settings = None
 
     def __call__(self, train, **settings):
         self.train, self.settings = train, settings
         return self
+
+    def describe(self):
+        return {"status": "InProgress", "archive": self.settings["archive"]}
+
+    def wait(self, watcher):
+        self.watcher = watcher
 
 
 @pytest.fixture
@@ -376,6 +407,31 @@ def test_fit__passes_on_what_the_constructor_was_given(submitted):
     assert details.items() >= expected.items()
     assert details["hyperparameters"] == {"num_factors": "2", "predictor_type": "regressor"}
     assert json.loads(json.dumps(details)) == details
+
+
+@pytest.mark.parametrize("logs", ["all", ["All", "Traning"], 1, None], ids=repr)
+@pytest.mark.parametrize("wait", [True, False])
+def test_fit__refuses_unknown_logs_before_it_starts_a_job(submitted, logs, wait):
+    fm = estimator()
+    with pytest.raises(HyperparameterError, match="logs must be True, False or one of All, "):
+        fm.fit(RecordSet("s3://b/a/", 5, 7, "S3Prefix"), mini_batch_size=20, wait=wait, logs=logs)
+    assert submitted.settings is None
+    assert "feature_dim" not in fm.hyperparameters()
+
+
+@pytest.mark.parametrize(("logs", "printed"), [("All", True), (["None"], False), (iter(["Training"]), True)])
+def test_fit__prints_the_log_that_is_asked_for(submitted, monkeypatch, logs, printed):
+    asked = []
+    monkeypatch.setattr("rayfm.sagemaker.jobs.StatusLog", lambda logs: asked.append(logs))
+    estimator().fit("a.libsvm", logs=logs)
+    assert asked == [printed]
+
+
+def test_fit__reads_an_input_as_its_content_type_says(submitted):
+    fm = estimator(read_options=ReadOptions(index_base=1))
+    fm.fit({"train": TrainingInput("s3://b/a/", content_type="application/x-recordio-protobuf")}, wait=False)
+    assert (submitted.train.uris, submitted.train.options) == (("s3://b/a/",), ReadOptions("recordio", index_base=1))
+    assert submitted.settings["options"] == fm.read_options
 
 
 def test_fit__refuses_before_it_starts_a_job(fm, matrix):
@@ -435,9 +491,25 @@ def test_create_model__is_of_the_latest_job(submitted):
     fm = estimator(base_job_name="trial", address="auto")
     fm.fit("a.libsvm", wait=False)
     model = fm.create_model()
-    assert (model.model_data, model.role, model.name) == (fm.model_data, "role", "trial")
+    assert (model.model_data, model.role, model.name) == (submitted.directory.model_uri, "role", "trial")
     assert (fm.model_data, model.address) == ("s3://b/out/job/output/model.tar.gz", "auto")
     assert fm.create_model(role="other").role == "other"
+
+
+def test_model_data__is_what_describe_names_also_of_a_job_without_archive(monkeypatch):
+    job = Submitted()
+    facts = {
+        "job_name": "job", "status": "InProgress", "started": 1.0, "alive": 2.0, "train_instance_count": 1,
+        "channels": {"train": "a.pbr"}, "hyperparameters": {"num_factors": 2, "predictor_type": "regressor"},
+    }  # fmt: skip
+    monkeypatch.setattr(job, "describe", lambda: facts)
+    monkeypatch.setattr(JobDirectory, "read_events", lambda self: [])
+    monkeypatch.setattr("rayfm.training.jobs.TrainingJob.attach", lambda name, **_: job)
+    fm = FactorizationMachines.attach("job")
+    for archive, uri in ((False, job.directory.model_uri), (True, job.directory.archive_uri)):
+        facts["archive"] = archive
+        artifacts = fm.latest_training_job.describe()["ModelArtifacts"]
+        assert fm.model_data == artifacts["S3ModelArtifacts"] == uri
 
 
 def test_transformer__passes_on_sagemakers_arguments(submitted, monkeypatch):

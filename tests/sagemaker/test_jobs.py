@@ -101,7 +101,7 @@ def test_describe__of_a_job_that_runs_leaves_out_what_is_not_known(tmp_path):
 def test_describe__of_a_job_that_died_without_a_word(tmp_path):
     description = described(tmp_path, events=list(run())[:5])
     assert description["SecondaryStatusTransitions"][-1]["Status"] == description["SecondaryStatus"] == "Failed"
-    assert description["FailureReason"].startswith("AlgorithmError: first is not kept alive by any process")
+    assert description["FailureReason"].startswith("AlgorithmError: no process keeps first alive any more")
     assert description["TrainingEndTime"] == at(1013.0)  # when it was last known to live
 
 

@@ -9,9 +9,10 @@ import rayfm.sagemaker
 
 PUBLIC = [
     "BytesDeserializer", "FactorizationMachines", "FactorizationMachinesModel", "FactorizationMachinesPredictor",
-    "FileSystemRecordSet", "IdentitySerializer", "JSONDeserializer", "JSONLinesDeserializer", "JSONLinesSerializer",
-    "JSONSerializer", "RecordDeserializer", "RecordSerializer", "RecordSet", "SimpleBaseDeserializer",
-    "SimpleBaseSerializer", "TrainingInput", "TrainingJobAnalytics", "Transformer", "UnexpectedStatusException",
+    "FileSystemInput", "FileSystemRecordSet", "IdentitySerializer", "JSONDeserializer", "JSONLinesDeserializer",
+    "JSONLinesSerializer", "JSONSerializer", "RecordDeserializer", "RecordSerializer", "RecordSet", "ShuffleConfig",
+    "SimpleBaseDeserializer", "SimpleBaseSerializer", "TrainingInput", "TrainingJobAnalytics", "Transformer",
+    "UnexpectedStatusException", "s3_input",
 ]  # fmt: skip
 
 
@@ -21,8 +22,10 @@ def test_all__is_exactly_the_public_list():
 
 
 def test_all__every_name_can_be_imported():
-    for name in PUBLIC[:-1]:
-        assert getattr(rayfm.sagemaker, name).__name__ == name
+    aliases = ["UnexpectedStatusException", "s3_input"]
+    for name in PUBLIC:
+        assert name in aliases or getattr(rayfm.sagemaker, name).__name__ == name
+    assert rayfm.sagemaker.s3_input is rayfm.sagemaker.TrainingInput
     assert rayfm.sagemaker.UnexpectedStatusException is rayfm.errors.JobFailedError
     assert not hasattr(rayfm.sagemaker, "Factorisation")
 
