@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rayfm.batch import Chunk, RowRules, SparseBatch, raise_problem
-from rayfm.errors import ModelFileError, StorageError
+from rayfm.errors import DataError, ModelFileError, StorageError
 from rayfm.hyperparameters import GROUPS, Hyperparameters
 
 if TYPE_CHECKING:
+    from rayfm.formats.model_parts import ModelParts
     from rayfm.kernels.training import Parameters
 
 Float32Array = NDArray[np.float32]
@@ -141,6 +142,11 @@ class FactorizationMachine:
         -------
         score
             Shape (num_rows,), float32.
+
+        Raises
+        ------
+        DataError
+            As in `raw_scores`, or if something is no real number.
         """
         return self.link(self.raw_scores(as_batch(features)))
 
@@ -150,6 +156,32 @@ class FactorizationMachine:
             return raw
         small = np.exp(-np.abs(raw))  # never overflows
         return np.where(raw >= 0, 1 / (1 + small), small / (1 + small)).astype(np.float32)
+
+    def labels_of(self, scores: Float32Array) -> Float32Array:
+        """Return the label that each score of a classifier stands for: 1.0 where it is >= 0.5, else 0.0.
+
+        It is told from the score as it is answered, in 32 bits, so that no answer contradicts itself.
+
+        >>> model = FactorizationMachine(0.0, np.ones(1, np.float32), np.zeros((1, 1), np.float32), "binary_classifier")
+        >>> model.labels_of(np.array([0.25, 0.5], np.float32)).tolist()
+        [0.0, 1.0]
+        """
+        return (np.asarray(scores, np.float32) >= 0.5).astype(np.float32)
+
+    def check_finite(self) -> None:
+        """Check that every parameter is a finite number; reads all of them once.
+
+        Raises
+        ------
+        ModelFileError
+            If one is not; names the first feature.
+        """
+        self._parts({}, {}, {}).check_finite()
+
+    def _parts(self, *known: dict[str, Any]) -> ModelParts:
+        from rayfm.formats.model_parts import ModelParts
+
+        return ModelParts(self.bias, self.linear, self.factors, self.predictor_type, *known)
 
     def save(self, uri: str | Path) -> None:
         """Write the model to a file, whole or not at all.
@@ -164,17 +196,21 @@ class FactorizationMachine:
         Raises
         ------
         ModelFileError
-            If the name ends otherwise, or the model cannot be written.
+            If the name ends otherwise, or the model is none: shapes or types do not fit, or what is known of it is no
+            plain data.
         StorageError
             If the place cannot be written.
         """
         from rayfm.formats import model_files
-        from rayfm.formats.model_parts import ModelParts
         from rayfm.storage import atomic_writer, jsonable
 
         write = model_files.writer(str(uri))
-        known = (jsonable(self.hyperparameters), jsonable(self.metrics), jsonable(self.facts))
-        parts = ModelParts(self.bias, self.linear, self.factors, self.predictor_type, *known)
+        try:
+            known = (jsonable(self.hyperparameters), jsonable(self.metrics), jsonable(self.facts))
+        except RecursionError:
+            raise ModelFileError("what is known of the model must be plain data, got values nested too deep.") from None
+        parts = self._parts(*known)
+        parts.check()
         with atomic_writer(str(uri)) as file:
             write(file, parts)
 
@@ -233,14 +269,26 @@ class FactorizationMachine:
 
 
 def as_batch(features: Any, labels: ArrayLike | None = None, weights: ArrayLike | None = None) -> SparseBatch:
-    """Make a `SparseBatch` of a SparseBatch, a SciPy sparse matrix, a pandas DataFrame or a dense matrix."""
+    """Make a `SparseBatch` of a SparseBatch, a SciPy sparse matrix, a pandas DataFrame or a dense matrix.
+
+    Raises
+    ------
+    DataError
+        If `features` is no matrix, or anything is no real number.
+    """
+    from rayfm.formats.matrices import as_column, as_matrix, is_sparse
+
+    given = {"labels": labels, "weights": weights}
+    with np.errstate(over="ignore"):  # what becomes infinite is for the row checks to report
+        columns: dict[str, Any] = {
+            name: as_column(value, name).astype(np.float32) for name, value in given.items() if value is not None
+        }
     if isinstance(features, SparseBatch):
-        given = {"labels": labels, "weights": weights}
-        columns = {name: np.asarray(value, np.float32) for name, value in given.items() if value is not None}
-        return replace(features, **columns)  # type: ignore[arg-type]  # each is a column
-    if hasattr(features, "tocsr"):
-        return SparseBatch.from_scipy(features, labels, weights)
-    return SparseBatch.from_dense(np.asarray(features), labels, weights)
+        return replace(features, **columns)
+    matrix = as_matrix(features)
+    if len(matrix.shape) != 2:
+        raise DataError(f"features must have 2 dimensions (rows, feature_dim), got {len(matrix.shape)}.")
+    return (SparseBatch.from_scipy if is_sparse(matrix) else SparseBatch.from_dense)(matrix, **columns)
 
 
 def _model_file(uri: str) -> tuple[str, str | None]:

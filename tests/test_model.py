@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from hypothesis import strategies as st
 
 from rayfm.batch import SparseBatch
 from rayfm.errors import DataError, ModelFileError, StorageError
+from rayfm.formats import artefact
 from rayfm.hyperparameters import Hyperparameters
-from rayfm.model import FactorizationMachine
+from rayfm.model import FactorizationMachine, as_batch
 from tests import naive
 
 RNG = np.random.default_rng(0)
@@ -58,6 +60,70 @@ def test_predict__takes_every_kind_of_matrix_alike():
     expected = machine.predict(dense)
     for features in (sp.csr_matrix(dense), sp.coo_array(dense), pd.DataFrame(dense), SparseBatch.from_dense(dense)):
         np.testing.assert_array_equal(machine.predict(features), expected)
+
+
+def frame(**columns):
+    return pd.DataFrame({"a": [1.0, 2.0], "b": [0, 1], "c": [True, False], **columns})
+
+
+def test_predict__takes_frames_of_all_numbers_as_their_matrix():
+    machine, expected = model(3), model(3).predict(np.array([[1, 0, 1], [2, 1, 0]]))
+    for other in ({}, {"a": pd.array([1, 2], "Int64")}, {"b": pd.array([0, 1], "int8[pyarrow]")}):
+        np.testing.assert_array_equal(machine.predict(frame(**other)), expected)
+
+
+def test_predict__frames_of_sparse_columns_are_never_made_dense(monkeypatch):
+    sparse_frame = pd.DataFrame.sparse.from_spmatrix(sp.csr_matrix(np.eye(6, dtype=np.float32)))
+    monkeypatch.setattr(SparseBatch, "from_dense", None)
+    np.testing.assert_array_equal(model().predict(sparse_frame), model().predict(sp.eye_array(6)))
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (frame(a=pd.array([1, None], "Int64")), r"row 2: feature 0 is nan; values must be finite"),
+        (frame(a=["1", "2"]), r"columns must be numbers, got a \("),
+        (frame(a=[1j, 2j]), r"columns must be numbers, got a \(complex128\)"),
+        (np.ones((1, 3)) * 1j, "features must be real numbers, got dtype complex128"),
+        ([["1", "2", "3"]], "features must be real numbers"),
+        ([[1, 2, 3], [1, 2]], "got rows of different lengths"),
+        (np.ma.masked_equal([[1.0, 2.0, 999.0]], 999), "features must have no masked values, got 1"),
+        (np.ones(3), r"features must have 2 dimensions \(rows, feature_dim\), got 1"),
+        (sp.coo_array(np.ones(3)), "features must have 2 dimensions"),
+    ],
+)
+def test_predict__refuses_what_is_no_matrix_of_numbers(features, message):
+    with pytest.raises(DataError, match=message):
+        model(3).predict(features)
+
+
+def test_as_batch__labels_and_weights_are_columns_of_numbers():
+    labels, weights = pd.Series([1, None], dtype="Int64"), pd.DataFrame({"w": [0.5, 1e300]})
+    for features in (frame(), SparseBatch.from_dense(np.ones((2, 3)))):
+        batch = as_batch(features, labels, weights)
+        np.testing.assert_array_equal(batch.labels, [1, np.nan])
+        assert (batch.weights.dtype, batch.weights.tolist()) == (np.float32, [0.5, np.inf])
+        with pytest.raises(DataError, match="weights must be real numbers"):
+            as_batch(features, labels, ["1", "2"])
+
+
+def test_labels_of__follow_the_score_as_it_is_answered():
+    machine = FactorizationMachine(-1e-9, np.zeros(1, np.float32), np.zeros((1, 1), np.float32), "binary_classifier")
+    scores = machine.predict([[1.0]])
+    assert (scores.tolist(), machine.labels_of(scores).tolist()) == ([0.5], [1.0])
+    labels = machine.labels_of(np.array([0, 0.49999997, 0.5, 1, np.nan], np.float32))
+    assert (labels.dtype, labels.tolist()) == (np.float32, [0, 0, 1, 1, 0])
+    assert machine.labels_of(np.array([0.5 - 1e-12])).tolist() == [1.0]  # which is 0.5 in 32 bits
+
+
+def test_check_finite__names_the_first_feature():
+    model().check_finite()
+    wrong = model().linear.copy()
+    wrong[4:] = np.inf
+    with pytest.raises(ModelFileError, match="linear of feature 4 must be finite in 32 bits, got inf"):
+        replace(model(), linear=wrong).check_finite()
+    with pytest.raises(ModelFileError, match="bias must be finite in 32 bits, got nan"):
+        replace(model(), bias=np.nan).check_finite()
 
 
 def test_predict__batch_is_row_by_row_and_columns_of_zeros_change_nothing():
@@ -226,6 +292,48 @@ def test_save__exports_are_written_but_not_loaded(tmp_path):
         with pytest.raises(ModelFileError, match=f"can be written to {suffix} but not read from it"):
             FactorizationMachine.load(tmp_path / f"m{suffix}")
     assert (tmp_path / "m.libfm").read_text().startswith("#global bias W0\n0.25\n#unary interactions Wj\n")
+
+
+def deep(levels):
+    value = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("suffix", (*KINDS, ".parquet", ".libfm"))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"linear": np.zeros(4, np.float32)}, r"shape of linear must be \[6\], got \[4\]"),
+        ({"factors": np.zeros((6, 0), np.float32)}, "must have 2 dimensions >= 1"),
+        ({"factors": np.zeros((6, 2))}, "type of factors must be float32, got float64"),
+        ({"linear": np.zeros(6)}, "type of linear must be float32, got float64"),
+        ({"predictor_type": "other"}, "predictor_type must be binary_classifier or regressor, got 'other'"),
+        ({"facts": {"a": deep(100)}}, "facts of the model must be nested <= 16 deep"),
+        ({"facts": {"a": deep(5000)}}, "must be plain data, got values nested too deep"),
+        ({"hyperparameters": {"a": deep(5000)}}, "must be plain data, got values nested too deep"),
+        (
+            {"hyperparameters": {"epochs": [1]}},
+            "hyperparameters of the model must be texts, numbers or null, got a list",
+        ),
+        ({"metrics": {"test:rmse": "low"}}, "metrics of the model must be numbers or null, got a str as 'test:rmse'"),
+        ({"facts": {"index_base": 2}}, "index_base must be 0, 1 or null, got '2'"),
+    ],
+)
+def test_save__what_is_no_model_is_refused_alike_by_every_kind_of_file(tmp_path, suffix, change, message):
+    with pytest.raises(ModelFileError, match=message):
+        replace(model(), **change).save(tmp_path / f"m{suffix}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_load__hostile_metadata_of_a_safetensors_file_is_refused(tmp_path):
+    tensors = {"factors": model().factors, "linear": model().linear, "bias": np.zeros(1, np.float32)}
+    for known in ({"note": json.dumps(deep(100))}, {"index_base": '"z"'}, {"metrics": '{"rmse": "low"}'}):
+        with (tmp_path / "m.safetensors").open("wb") as file:
+            artefact.write(file, tensors, {"predictor_type": "regressor", **known})
+        with pytest.raises(ModelFileError, match=r"m\.safetensors: .* must be"):
+            FactorizationMachine.load(tmp_path / "m.safetensors")
 
 
 def test_save__an_unknown_ending_is_refused_with_those_there_are(tmp_path):

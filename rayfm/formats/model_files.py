@@ -57,7 +57,12 @@ def read_safetensors(source: str | bytes, name: str) -> ModelParts:
         raise ModelFileError(f"{name}: hyperparameters and metrics must be JSON objects.")
     task = facts.pop("predictor_type")
     bias = float(tensors["bias"][0])
-    return ModelParts(bias, tensors["linear"], tensors["factors"], task, hyperparameters, metrics, facts)
+    parts = ModelParts(bias, tensors["linear"], tensors["factors"], task, hyperparameters, metrics, facts)
+    try:
+        parts.check()
+    except ModelFileError as error:
+        raise ModelFileError(f"{name}: {error}") from None
+    return parts
 
 
 def _parsed(text: str) -> Any:

@@ -28,6 +28,7 @@ import gzip
 import tarfile
 import tempfile
 import zipfile
+from dataclasses import replace
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -38,7 +39,7 @@ from rayfm.formats import mxnet
 from rayfm.formats.model_parts import ModelParts
 from rayfm.formats.mxnet import StoredArray
 from rayfm.formats.sagemaker_network import meta_json, read_meta, read_symbol, symbol_json
-from rayfm.formats.unpacking import inflated_member, limit_bytes, unpacked_member, zip_directory
+from rayfm.formats.unpacking import inflated_member, limit_bytes, size_bytes, unpacked_member, zip_directory
 
 GZIP_LEVEL = 1
 INNER_NAME = "model_algo-1"
@@ -50,7 +51,8 @@ NETWORKS = (SPARSE_NAMES, DENSE_NAMES)
 MAX_TEXT_BYTES = 1 << 20
 """Size of ``meta.json`` and of ``symbol.json``."""
 MIN_FILLED_BYTES, MAX_FILLED_RATIO = 1 << 28, 64
-"""Rows that are not stored may fill 256 MiB, or more when that is no more than so many times the file's size."""
+"""Arrays with rows that are not stored may fill 256 MiB in all, or more when that is no more than so many times the
+size of the file as it is packed: what it unpacks to says nothing, for zeros can be packed a thousandfold."""
 
 
 def write(file: BinaryIO, parts: ModelParts) -> None:
@@ -61,14 +63,13 @@ def write(file: BinaryIO, parts: ModelParts) -> None:
     file
         Open binary file; written front to back. A temporary file of the model's size (in TMPDIR) is used.
     parts
-        The model.
+        The model, checked.
 
     Raises
     ------
     ModelFileError
-        If the parts do not make a model.
+        If what is known of it is too long, or no hyperparameter of SageMaker's could have such a value.
     """
-    parts.check()
     with tempfile.TemporaryFile(prefix="rayfm-") as unpacked:
         _write_inner(cast(BinaryIO, unpacked), parts)
         info = tarfile.TarInfo(INNER_NAME)
@@ -127,7 +128,7 @@ def read(file: BinaryIO, name: str = "model.tar.gz") -> ModelParts:
     Raises
     ------
     ModelFileError
-        If it is no such file, is damaged or hostile.
+        If it is no such file, is damaged or hostile, or a parameter is not finite in 32 bits.
     """
     try:
         return _read(file)
@@ -136,7 +137,8 @@ def read(file: BinaryIO, name: str = "model.tar.gz") -> ModelParts:
 
 
 def _read(file: BinaryIO) -> ModelParts:
-    limit = limit_bytes(file)
+    packed_bytes = size_bytes(file)
+    limit = limit_bytes(packed_bytes)
     content = unpacked_member(file, r"model_algo-\d{1,4}", limit)
     directory = zip_directory(content)
     symbol, meta = (
@@ -144,10 +146,11 @@ def _read(file: BinaryIO) -> ModelParts:
     )
     predictor_type, (given, (hyperparameters, metrics, facts)) = read_symbol(symbol), read_meta(meta)
     arrays, names = mxnet.read(inflated_member(content, directory, "params", limit))
-    max_filled = max(MIN_FILLED_BYTES, MAX_FILLED_RATIO * len(content))
+    max_filled = max(MIN_FILLED_BYTES, MAX_FILLED_RATIO * packed_bytes)
     bias, linear, factors = _parameters(dict(zip(names, arrays, strict=False)), given, max_filled)
     parts = ModelParts(bias, linear, factors, predictor_type, hyperparameters, metrics, facts)
     parts.check()
+    parts.check_finite()
     shape = {"feature_dim": parts.feature_dim, "num_factors": parts.num_factors, "predictor_type": predictor_type}
     for key, value in shape.items():
         if str(given.get(key, value)) != str(value):
@@ -166,35 +169,43 @@ def _parameters(
         listed = ", ".join(repr(name[:40]) for name in list(arrays)[:6]) or "no names"
         raise ModelFileError(f"params must hold {FACTORS} and {expected}, got {listed}. It is another model's.")
     linear_name, bias_name = networks[0]
-    factors = _values(arrays[FACTORS], FACTORS, max_filled)
+    names = (FACTORS, linear_name, bias_name)
+    found = _filled({name: arrays[name] for name in names if name in arrays}, max_filled)
+    factors = found[FACTORS]
     if factors.ndim != 2:
         raise ModelFileError(f"shape of {FACTORS} must have 2 dimensions, got {list(factors.shape)}.")
     if networks[0] == DENSE_NAMES:
         factors = factors.T
     shapes = {linear_name: (len(factors), 1) if networks[0] == SPARSE_NAMES else (1, len(factors)), bias_name: (1,)}
-    found: dict[str, NDArray[Any]] = {}
     for (name, shape), switch in zip(shapes.items(), ("use_linear", "use_bias"), strict=True):
-        if name in arrays:
-            found[name] = _values(arrays[name], name, max_filled)
-        elif given.get(switch) in ("false", "False", False):
+        if name not in found:
+            if given.get(switch) not in ("false", "False", False):
+                raise ModelFileError(f"params must hold {name}, because meta.json does not have {switch}=false.")
             found[name] = np.zeros(shape, np.float32)
-        else:
-            raise ModelFileError(f"params must hold {name}, because meta.json does not have {switch}=false.")
         if found[name].shape != shape:
             raise ModelFileError(f"shape of {name} must be {list(shape)}, got {list(found[name].shape)}.")
     return float(found[bias_name][0]), _usable(found[linear_name].reshape(-1)), _usable(factors)
 
 
-def _values(array: StoredArray, name: str, max_filled: int) -> NDArray[Any]:
-    """Return an array of the file, its missing rows filled."""
-    if array.values.dtype.kind != "f":
-        raise ModelFileError(f"type of {name} must be float32, float64 or float16, got {array.values.dtype}.")
-    try:
-        return array.to_dense(max_filled)
-    except ModelFileError as error:
-        raise ModelFileError(f"{name}: {error}") from None
+def _filled(arrays: dict[str, StoredArray], max_bytes: int) -> dict[str, NDArray[np.float32]]:
+    """Return arrays as float32, those with missing rows filled to at most `max_bytes` in all."""
+    filled: dict[str, NDArray[np.float32]] = {}
+    for name, array in arrays.items():
+        if array.values.dtype.kind != "f":
+            raise ModelFileError(f"type of {name} must be float32, float64 or float16, got {array.values.dtype}.")
+        if 0 in array.shape:
+            raise ModelFileError(f"shape of {name} must have sizes >= 1, got {list(array.shape)}.")
+        with np.errstate(over="ignore"):  # what becomes infinite is refused with the number of its feature
+            stored = replace(array, values=array.values.astype(np.float32, copy=False))
+        try:
+            filled[name] = stored.to_dense(max_bytes)
+        except ModelFileError as error:
+            raise ModelFileError(f"{name}: {error}") from None
+        if not stored.has_all_rows:
+            max_bytes -= filled[name].nbytes
+    return filled
 
 
-def _usable(array: NDArray[Any]) -> NDArray[np.float32]:
-    """Return an array as float32, row by row and aligned in memory; as it is when it is so."""
+def _usable(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return an array row by row and aligned in memory; as it is when it is so."""
     return np.require(array, np.float32, ["C", "A"])

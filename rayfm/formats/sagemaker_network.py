@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from rayfm.errors import HyperparameterError, ModelFileError
-from rayfm.formats.model_parts import ModelParts
+from rayfm.formats.model_parts import MAX_DEPTH, ModelParts, is_shallow
 from rayfm.hyperparameters import HYPERPARAMETERS
 
 LABEL_NAME = "out_label"
 OUTPUT_OPS = {"LinearRegressionOutput": "regressor", "LogisticRegressionOutput": "binary_classifier"}
 MXNET_VERSION = 10301
 """The version that SageMaker's graphs carry."""
+
+_MAX_DEPTH = MAX_DEPTH + 2  # the facts of a model lie two levels deep in meta.json
 
 DEFAULTS = {
     "epochs": "1",
@@ -131,9 +133,10 @@ def _parameter(texts: Mapping[str, str], group: str, shape: tuple[int, ...], *, 
     """Return the attributes of a parameter's node."""
     method = texts[f"{group}_init_method"]
     argument = {"normal": "sigma", "uniform": "scale", "constant": "value"}[method]
-    start = float(texts.get(f"{group}_init_{argument}", 0))
+    # `uniform` without a scale is left to MXNet's own; its `constant` must have a value
+    start = texts.get(f"{group}_init_{argument}", "0" if method == "constant" else None)
     attributes = {
-        "__init__": json.dumps([method, {argument: start}]),
+        "__init__": json.dumps([method, {} if start is None else {argument: float(start)}]),
         "__lr_mult__": str(float(texts[f"{group}_lr"])),
         "__shape__": str(shape),
         "__wd_mult__": str(float(texts[f"{group}_wd"])),
@@ -203,13 +206,16 @@ def _coerced(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _json_object(content: bytes, name: str) -> dict[str, Any]:
-    """Parse a JSON object; refuse NaN, which is not JSON."""
+    """Parse a JSON object; refuse NaN, which is not JSON, and what is nested too deep to be gone through."""
+    too_deep = ModelFileError(f"{name} must be nested <= {_MAX_DEPTH} deep.")
     try:
         parsed = json.loads(content.decode(), parse_constant=_no_constant)
     except RecursionError:
-        raise ModelFileError(f"{name} is nested too deep.") from None
+        raise too_deep from None
     except ValueError as error:
         raise ModelFileError(f"{name} must be JSON ({error}).") from None
+    if not is_shallow(parsed, _MAX_DEPTH):
+        raise too_deep
     if not isinstance(parsed, dict):
         raise ModelFileError(f"{name} must be a JSON object.")
     return parsed

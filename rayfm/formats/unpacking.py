@@ -36,11 +36,16 @@ _DAMAGED = "The file is damaged: copy it again."
 _REMEDY = "It is not SageMaker's model.tar.gz; do not trust it."
 
 
-def limit_bytes(file: BinaryIO) -> int:
-    """Return how much an archive may unpack to; `file` is seekable and left at its start."""
-    limit = max(MIN_LIMIT_BYTES, MAX_RATIO * file.seek(0, os.SEEK_END))
+def size_bytes(file: BinaryIO) -> int:
+    """Return the size of a seekable file, which is left at its start."""
+    size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    return limit
+    return size
+
+
+def limit_bytes(packed_bytes: int) -> int:
+    """Return how much an archive of such a size may unpack to."""
+    return max(MIN_LIMIT_BYTES, MAX_RATIO * packed_bytes)
 
 
 def unpacked_member(file: BinaryIO, name: str, limit: int) -> memoryview:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from rayfm.errors import EndpointError
-from rayfm.sagemaker.matrices import is_frame, is_sparse
+from rayfm.formats.matrices import is_frame, is_sparse
 from rayfm.sagemaker.runtime import RuntimeClient
 from rayfm.sagemaker.serializers import BYTES_TYPE, RecordDeserializer, RecordSerializer
 from rayfm.serving.urls import default_url

@@ -17,8 +17,8 @@ from google.protobuf.message import DecodeError
 
 from rayfm.errors import DataError, EndpointError
 from rayfm.formats import recordio
+from rayfm.formats.matrices import as_features, is_frame, is_sparse
 from rayfm.formats.record_pb2 import Record
-from rayfm.sagemaker.matrices import as_features, is_frame, is_sparse
 
 RECORDIO_TYPE = "application/x-recordio-protobuf"
 JSON_TYPE = "application/json"

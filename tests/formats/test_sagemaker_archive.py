@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayfm.errors import ModelFileError
-from rayfm.formats import mxnet, sagemaker_archive
+from rayfm.formats import model_parts, mxnet, sagemaker_archive
 from rayfm.formats.model_parts import ModelParts
 from rayfm.formats.mxnet import StoredArray
 from rayfm.formats.sagemaker_network import DEFAULTS
@@ -77,6 +77,16 @@ def meta_of(**parameters):
     return json.dumps({"version": 1, "training_parameters": parameters, "label_names": ["out_label"]}).encode()
 
 
+def own_meta(**known):
+    """Return a meta.json of rayfm's with some of what it knows of the model."""
+    own = {"hyperparameters": {}, "metrics": {}, "facts": {}, **known}
+    return json.dumps({"training_parameters": {}, "rayfm": own}).encode()
+
+
+def nested(depth):
+    return json.loads("[" * depth + "]" * depth)
+
+
 def sparse_arrays(parts, rows=None):
     """The arrays of the sparse network, kept whole or of some rows."""
     linear, factors = parts.linear[:, None], parts.factors
@@ -135,7 +145,10 @@ def test_write__makes_the_files_of_sagemaker_in_their_order(task):
 
 def test_write__reads_back_the_same_with_what_sagemaker_does_not_know():
     hyperparameters = {"optimizer": "ftrl", "seed": 3, "factors_l1": 0.5, "linear_lr": 1 / 3, "shuffle": True}
-    metrics, facts = {"test:auc": None, "test:f1": 0.5}, {"versions": {"ray": "2"}, "index_base": 1}
+    metrics, facts = (
+        {"test:auc": None, "test:f1": 0.5},
+        {"versions": {"ray": "2"}, "index_base": 1, "as_deep_as_may_be": nested(15)},
+    )
     parts = model("binary_classifier", hyperparameters=hyperparameters, metrics=metrics, facts=facts)
     found = read(written(parts))
     assert_same(found, parts)
@@ -186,17 +199,28 @@ def test_write__graph_and_texts_follow_the_hyperparameters():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"linear": np.zeros(4, np.float32)}, r"shape of linear must be \[5\], got \[4\]"),
-        ({"factors": np.zeros((5, 0), np.float32)}, "must have 2 dimensions >= 1"),
-        ({"linear": np.zeros(5)}, "type of linear must be float32, got float64"),
-        ({"predictor_type": "other"}, "predictor_type must be binary_classifier or regressor, got 'other'"),
         ({"facts": {"note": "x" * (1 << 20)}}, "facts of the model must fit into 1048576 bytes of JSON"),
         ({"hyperparameters": {"linear_lr": "fast"}}, "hyperparameter linear_lr must be legal, got 'fast'"),
     ],
 )
-def test_write__refuses_parts_that_make_no_model(change, message):
+def test_write__refuses_what_the_file_cannot_hold(change, message):
     with pytest.raises(ModelFileError, match=message):
         written(model(**change))
+
+
+def test_write__a_start_without_its_value_is_left_out_of_the_graph():
+    given = {"bias_init_method": "constant", "linear_init_method": "uniform", "factors_init_method": "normal"}
+    symbol = json.loads(members(written(model(hyperparameters=given)))["symbol.json"][1])
+    starts = {
+        node["name"]: json.loads(node["attrs"]["__init__"])
+        for node in symbol["nodes"]
+        if "attrs" in node and "__init__" in node["attrs"]
+    }
+    assert starts == {
+        "w0_weight": ["constant", {"value": 0}],
+        "w1_weight": ["uniform", {}],
+        "v": ["normal", {"sigma": 0.001}],
+    }
 
 
 def test_read__values_nested_as_deep_as_json_allows_are_refused_or_harmless():
@@ -265,7 +289,9 @@ def row(values):
         ({"symbol": b'{"nodes": [{"op": "SoftmaxOutput"}], "heads": [[0]]}'}, "must be Linear.*, got .Softm"),
         ({"symbol": b'{"nodes": [{"op": {}}], "heads": [[0]]}'}, "output of symbol.json must be"),
         ({"symbol": b"\xff"}, "symbol.json must be JSON"),
-        ({"symbol": b"[" * 100_000}, "symbol.json is nested too deep"),
+        ({"symbol": b"[" * 100_000}, "symbol.json must be nested <= 18 deep"),
+        ({"symbol": b'{"nodes": %s}' % (b"[" * 18 + b"]" * 18)}, "symbol.json must be nested <= 18 deep"),
+        ({"meta": b"null"}, "meta.json must be a JSON object"),
         ({"symbol": b"x" * (2 << 20)}, "symbol.json must have <= 1048576 bytes"),
         ({"meta": b"[]"}, "meta.json must be a JSON object"),
         ({"meta": b"{}"}, "must have an object training_parameters"),
@@ -273,6 +299,11 @@ def row(values):
         ({"meta": meta_of(epochs="0")}, "epochs must be legal, got '0': Invalid hyperparameter value 0 for epochs"),
         ({"meta": meta_of(epochs=[1])}, "epochs must be a text, got a list"),
         ({"meta": b'{"training_parameters": {}, "rayfm": {"facts": []}}'}, "rayfm in meta.json must have the objects"),
+        ({"meta": own_meta(hyperparameters={"a": [1]})}, "hyperparameters of the model must be .*, got a list as 'a'"),
+        ({"meta": own_meta(metrics={"rmse": "low"})}, "metrics of the model must be numbers or null, got a str"),
+        ({"meta": own_meta(facts={"index_base": "z"})}, "index_base must be 0, 1 or null, got 'z'"),
+        ({"meta": own_meta(facts={"a": nested(16)})}, "meta.json must be nested <= 18 deep"),
+        ({"meta": own_meta(facts={"a": nested(900)})}, "meta.json must be nested <= 18 deep"),
         ({"meta": meta_of(feature_dim="6")}, "feature_dim in meta.json must be 5 as in the other files, got '6'"),
         ({"meta": meta_of(predictor_type="binary_classifier")}, "predictor_type in meta.json must be regressor"),
         ({"arrays": without(sparse_arrays(model()), "arg:v")}, "params must hold arg:v and"),
@@ -287,11 +318,63 @@ def row(values):
             with_factors(StoredArray((2**40, 1), np.ones((1, 1)), (np.array([0]),))),
             "arg:v: the row_sparse array must fill to <= 268435456 bytes",
         ),
+        (
+            with_factors(StoredArray((2**62, 0), np.ones((1, 0)), (np.array([0]),))),
+            r"shape of arg:v must have sizes >= 1, got \[4611686018427387904, 0\]",
+        ),
     ],
 )  # fmt: skip
 def test_read__files_that_do_not_make_a_model_are_refused(change, message):
     with pytest.raises(ModelFileError, match=f"model.tar.gz: .*{message}"):
         read(archive(**change))
+
+
+def one_row_of(num_features, dtype=np.float32):
+    """The arrays of a model of so many features that keep one row of them."""
+    shapes = {"arg:w1_weight": (num_features, 1), "arg:v": (num_features, 2)}
+    rows = {name: StoredArray(shape, np.ones((1, shape[1]), dtype), (np.array([3]),)) for name, shape in shapes.items()}
+    return {**rows, "arg:w0_weight": StoredArray.dense(np.ones(1, dtype))}
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_read__rows_are_filled_up_to_a_size_in_all_and_as_float32(dtype, monkeypatch):
+    monkeypatch.setattr(sagemaker_archive, "MIN_FILLED_BYTES", 3 * 4000)
+    monkeypatch.setattr(sagemaker_archive, "MAX_FILLED_RATIO", 0)
+    found = read(archive(meta=meta_of(), arrays=one_row_of(1000, dtype)))
+    assert (found.feature_dim, np.flatnonzero(found.linear).tolist()) == (1000, [3])
+    with pytest.raises(
+        ModelFileError, match="arg:w1_weight: the row_sparse array must fill to <= 3992 bytes, got 4004"
+    ):
+        read(archive(meta=meta_of(), arrays=one_row_of(1001, dtype)))
+
+
+def test_read__more_may_be_filled_of_a_large_file_but_not_of_one_that_unpacks_to_much(monkeypatch):
+    monkeypatch.setattr(sagemaker_archive, "MIN_FILLED_BYTES", 0)
+    noise = np.random.default_rng(1).integers(0, 256, 4000).astype(np.uint8)
+    arrays = one_row_of(20_000)  # 240,000 bytes
+    assert read(archive(meta=meta_of(), arrays={**arrays, "pad": StoredArray.dense(noise)})).feature_dim == 20_000
+    with pytest.raises(ModelFileError, match="must fill to <="):
+        read(archive(meta=meta_of(), arrays={**arrays, "pad": StoredArray.dense(np.zeros(1 << 20, np.uint8))}))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("network", [sparse_arrays, dense_arrays])
+def test_read__parameters_that_are_not_finite_are_refused_with_their_feature(value, network, monkeypatch):
+    monkeypatch.setattr(model_parts, "_CHUNK_VALUES", 4)
+    double = {name: StoredArray.dense(array.values.astype(float)) for name, array in network(model()).items()}
+    for name, (position, what) in {
+        "arg:v": ((3, 1) if network is sparse_arrays else (1, 3), "factors of feature 3"),
+        "arg:w1_weight": ((2, 0), "linear of feature 2"),
+        "arg:Linear_Plus_Bias_weight": ((0, 2), "linear of feature 2"),
+        "arg:w0_weight": (0, "bias"),
+        "arg:Linear_Plus_Bias_bias": (0, "bias"),
+    }.items():
+        if name in double:
+            values = double[name].values.copy()
+            values[position] = value
+            changed = {**double, name: StoredArray.dense(values)}
+            with pytest.raises(ModelFileError, match=f"{what} must be finite in 32 bits, got (nan|-?inf)"):
+                read(archive(meta=meta_of(), arrays=changed))
 
 
 @settings(max_examples=200, deadline=None)

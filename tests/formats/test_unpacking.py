@@ -141,7 +141,11 @@ def test_unpacked_member__sizes_that_are_lies_are_refused():
 
 
 def test_limit__is_some_gigabytes_or_a_multiple_of_the_file():
-    assert unpacking.limit_bytes(io.BytesIO(b"x" * 1000)) == 1 << 32
+    file = io.BytesIO(b"x" * 1000)
+    file.seek(10)
+    assert (unpacking.size_bytes(file), file.tell()) == (1000, 0)
+    assert unpacking.limit_bytes(1000) == 1 << 32
+    assert unpacking.limit_bytes(1 << 30) == 1 << 38
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])

@@ -1,6 +1,8 @@
 import json
 import logging
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from rayfm.errors import DataError, StorageError
 from rayfm.formats import recordio
 from rayfm.sagemaker import records
 from rayfm.sagemaker.records import FileSystemRecordSet, RecordSet, TrainingInput, write_record_set
-from rayfm.storage import encrypts_at_rest, list_files
+from rayfm.storage import atomic_writer, encrypts_at_rest, list_files, read_bytes
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "http" / "sdk_record_sets.json").read_text())["record_sets"]
 GOLDEN_ROWS = (
@@ -153,7 +155,7 @@ def test_write_record_set__widens_integers_that_float32_would_round(tmp_path):
 
 def test_write_record_set__refuses_integers_beyond_32_bits_and_leaves_nothing(tmp_path):
     array = np.array([[1], [2], [2**31]])
-    with pytest.raises(ValueError, match=r"row 1: .*use float64"):
+    with pytest.raises(ValueError, match=r"row 3: .*use float64"):
         write_record_set(array, location=tmp_path, num_shards=3)
     assert written(tmp_path) == []
 
@@ -188,6 +190,11 @@ def test_write_record_set__names_columns_that_are_no_numbers(tmp_path):
 def test_write_record_set__refuses_what_is_no_real_number(wrong, tmp_path):
     with pytest.raises(DataError, match="features must be real numbers, got dtype"):
         write_record_set(wrong, location=tmp_path)
+
+
+def test_write_record_set__labels_may_be_a_frame_of_one_column(tmp_path):
+    record_set = write_record_set([[1.0], [2.0]], pd.DataFrame({"label": [0, 1]}), location=tmp_path)
+    assert rayfm.read(record_set.sources).labels.tolist() == [0, 1]
 
 
 def test_write_record_set__refuses_rows_of_different_lengths(tmp_path):
@@ -269,6 +276,41 @@ def test_write_record_set__leaves_no_object_when_the_manifest_cannot_be_written(
     assert keys(bucket) == ["sets/other"]
 
 
+def test_write_record_set__never_shares_a_folder(rows, tmp_path, bucket, monkeypatch):
+    """Two made in one millisecond, by threads of a process and by another one, which began first."""
+    stamps = iter(stamp for number in range(10, 40) for stamp in (f"2020-01-01-00-00-00-0{number}",) * 3)
+    for location in (tmp_path, f"s3://{bucket.name}/sets"):
+        stamp = next(stamps)
+        taken = f"{location}/FactorizationMachines-{stamp}"
+        with atomic_writer(f"{taken}/matrix_0.pbr") as file:
+            file.write(b"of another process")
+        monkeypatch.setattr(records, "time_stamp", lambda: next(stamps))
+        with ThreadPoolExecutor(4) as pool:
+            made = list(pool.map(partial(write_record_set, location=location), [rows] * 4))
+        folders = {record_set.s3_data.rpartition("/")[0] for record_set in made}
+        assert len(folders) == 4 and taken not in folders
+        assert read_bytes(f"{taken}/matrix_0.pbr") == b"of another process"
+        assert all(rayfm.read(record_set.sources).num_rows == len(rows) for record_set in made)
+
+
+def test_write_record_set__cleans_up_only_what_it_wrote(rows, tmp_path, bucket, monkeypatch):
+    for location in (tmp_path, f"s3://{bucket.name}"):
+
+        def fail_beside_another(*_, folder=f"{location}/FactorizationMachines-now"):
+            with atomic_writer(f"{folder}/of another") as file:
+                file.write(b"stays")
+            raise RuntimeError("broken pipe")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(records, "time_stamp", lambda: "now")
+            patched.setattr(records, "_last_stamp", "")
+            patched.setattr(records.json, "dumps", fail_beside_another)
+            with pytest.raises(RuntimeError):
+                write_record_set(rows, location=location)
+    assert written(tmp_path) == [tmp_path / "FactorizationMachines-now" / "of another"]
+    assert keys(bucket) == ["FactorizationMachines-now/of another"]
+
+
 def test_write_record_set__names_a_bucket_that_does_not_exist(rows, s3_endpoint):
     with pytest.raises(StorageError, match=r"no-such-bucket/.*the bucket does not exist"):
         write_record_set(rows, location="s3://no-such-bucket/sets", num_shards=2)
@@ -309,7 +351,7 @@ def test_encrypts_at_rest__is_true_of_the_large_clouds_only(uri, endpoint, known
 def test_record_set__has_the_fields_and_channel_of_the_sdk():
     record_set = RecordSet("s3://b/k/.amazon.manifest", 5, 4, channel="test")
     assert record_set.data_channel() == {
-        "test": TrainingInput("s3://b/k/.amazon.manifest", "ShardedByS3Key", "ManifestFile")
+        "test": TrainingInput("s3://b/k/.amazon.manifest", "ShardedByS3Key", s3_data_type="ManifestFile")
     }
     assert record_set.data_channel()["test"].config == {
         "DataSource": {
