@@ -47,6 +47,8 @@ class SparseBatch:
     feature_dim
         Number of columns that the source declares (the width of a matrix, the `shape` of a Record), or None
         where it declares none (text, Parquet key lists).
+    extras
+        Further columns of the rows, of any type, that are carried along; None when there are none.
     """
 
     indptr: NDArray[np.int64]
@@ -56,6 +58,7 @@ class SparseBatch:
     weights: NDArray[np.float32] | None = None
     uids: NDArray[np.object_] | None = None
     feature_dim: int | None = None
+    extras: pa.Table | None = None
 
     @property
     def num_rows(self) -> int:
@@ -138,7 +141,7 @@ class SparseBatch:
 
     @classmethod
     def concatenate(cls, batches: Sequence[SparseBatch]) -> SparseBatch:
-        """Join batches row-wise; rows of batches without labels (weights, uids) get NaN (1, None).
+        """Join batches row-wise; rows of batches without labels (weights, uids, extras) get NaN (1, None, null).
 
         Raises
         ------
@@ -164,6 +167,7 @@ class SparseBatch:
             _join([(batch.weights, batch.num_rows) for batch in batches], np.float32(1)),
             _join([(batch.uids, batch.num_rows) for batch in batches], None),
             widths.pop() if widths else None,
+            _join_tables([(batch.extras, batch.num_rows) for batch in batches]),
         )
 
     def rows(self, start: int, stop: int) -> SparseBatch:
@@ -174,6 +178,7 @@ class SparseBatch:
             labels=None if self.labels is None else self.labels[start:stop],
             weights=None if self.weights is None else self.weights[start:stop],
             uids=None if self.uids is None else self.uids[start:stop],
+            extras=None if self.extras is None else self.extras.slice(start, stop - start),
         )
 
     def take(self, rows: NDArray[np.int64]) -> SparseBatch:
@@ -189,6 +194,7 @@ class SparseBatch:
             labels=None if self.labels is None else self.labels[rows],
             weights=None if self.weights is None else self.weights[rows],
             uids=None if self.uids is None else self.uids[rows],
+            extras=None if self.extras is None else self.extras.take(rows),
         )
 
     def to_scipy(self, feature_dim: int | None = None) -> csr_matrix:
@@ -201,7 +207,10 @@ class SparseBatch:
         return csr_matrix((self.values[part], indices, self.indptr - self.indptr[0]), shape=(self.num_rows, width))
 
     def to_arrow(self) -> pa.Table:
-        """Return the rows as an Arrow table {keys, values, label?, weight?, uid?} that shares the entries' memory."""
+        """Return the rows as an Arrow table that shares the entries' memory.
+
+        Its columns are {keys, values, label?, weight?, uid?, extras?}, the last a struct.
+        """
         import pyarrow as pa
 
         offsets = pa.array(self.indptr - self.indptr[0])
@@ -216,12 +225,16 @@ class SparseBatch:
             columns["weight"] = pa.array(self.weights)
         if self.uids is not None:
             columns["uid"] = pa.array(self.uids, type=pa.string())
+        if self.extras is not None:
+            columns["extras"] = self.extras.to_struct_array()
         table = pa.table(columns)
         return table.replace_schema_metadata({"feature_dim": str(self.feature_dim)} if self.feature_dim else None)
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> SparseBatch:
         """Read back a table of `to_arrow`, without copying the entries when it is one chunk."""
+        import pyarrow as pa
+
         if table.num_rows and any(column.num_chunks > 1 for column in table.columns):
             table = table.combine_chunks()
         if table.num_rows == 0:
@@ -239,6 +252,7 @@ class SparseBatch:
             table["weight"].chunk(0).to_numpy() if "weight" in table.column_names else None,
             table["uid"].to_numpy() if "uid" in table.column_names else None,
             int(declared) if declared else None,
+            pa.Table.from_struct_array(table["extras"]) if "extras" in table.column_names else None,
         )
 
 
@@ -271,6 +285,17 @@ def _join(columns: list[tuple[NDArray[Any] | None, int]], missing: Any) -> Any:
     if all(column is None for column, _ in columns):
         return None
     return np.concatenate([np.full(rows, missing) if column is None else column for column, rows in columns])
+
+
+def _join_tables(tables: list[tuple[pa.Table | None, int]]) -> pa.Table | None:
+    """Concatenate the tables, nulls for each row of those that are None; None when all are."""
+    names = dict.fromkeys(name for table, _ in tables if table is not None for name in table.column_names)
+    if not names:
+        return None
+    import pyarrow as pa
+
+    filled = [pa.table({name: pa.nulls(rows) for name in names}) if table is None else table for table, rows in tables]
+    return pa.concat_tables(filled, promote_options="permissive")
 
 
 class Problem(StrEnum):

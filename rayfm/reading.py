@@ -138,6 +138,11 @@ def cut(files: Sequence[InputFile], options: ReadOptions, target_bytes: int) -> 
         if not file.size_bytes:
             continue
         name = options.format or detect_format(file.uri)
+        if options.columns.extras and name != "parquet":
+            problem = (
+                f"columns {list(options.columns.extras)} cannot be kept: rows of {name} have a label and a uid only."
+            )
+            raise DataError(problem, "Keep columns of Parquet files.", file.uri)
         if name == "parquet":
             pieces += _row_group_pieces(file.uri, target_bytes)
         elif is_compressed(file.uri):
@@ -187,7 +192,7 @@ def _chunks(file: BinaryIO, piece: Piece, options: ReadOptions, report: Report) 
     if piece.format == "recordio":
         return recordio.read(file, *bounds, report=report)
     if piece.format == "parquet":
-        return parquet.read(file, *bounds, columns=options.columns, report=report)
+        return parquet.read(file, *bounds, columns=options.columns, needs_label=options.needs_labels, report=report)
     base = options.index_base or 0
     return libsvm.read(file, *bounds, index_base=base, needs_label=options.needs_labels, report=report)
 

@@ -18,14 +18,14 @@ import pytest
 from click.testing import CliRunner
 
 from rayfm import __version__, reading
-from rayfm.cli import cli, options
+from rayfm.cli import cli, data, options
 from rayfm.cli.options import byte_size
 from rayfm.errors import StorageError, WorkerError
-from rayfm.formats import recordio
+from rayfm.formats import recordio, scores
 from rayfm.hyperparameters import HYPERPARAMETERS
 from rayfm.model import FactorizationMachine
 
-COMMANDS = ("train", "predict", "evaluate", "inspect", "check")
+COMMANDS = ("train", "predict", "transform", "evaluate", "inspect", "export", "check", "jobs")
 REGRESSOR = ["--num-factors", "2", "--predictor-type", "regressor"]
 ROOT = Path(__file__).parents[1]
 
@@ -122,6 +122,7 @@ def test_train__groups_its_options():
 
 def test_formats__are_those_that_are_read():
     assert options.FORMATS == reading.FORMATS
+    assert tuple(scores.CONTENT_TYPES) == data.CONTENT_TYPES
 
 
 def test_byte_size__understands_units():
@@ -148,7 +149,7 @@ def test_byte_size__understands_units():
         (["train"], "Missing argument 'TRAIN...'"),
         (["train", "x", "--num-factor", "2"], "--num-factors"),
         (["trian", "x"], "No such command 'trian'. Did you mean 'train'?"),
-        (["frobnicate"], "No such command 'frobnicate'. There are train, predict, evaluate, inspect, check."),
+        (["frobnicate"], "No such command 'frobnicate'. There are train, predict, transform, evaluate, inspect,"),
     ],
 )  # fmt: skip
 def test_wrong_usage__exits_with_2_and_says_why(args, message):
@@ -270,6 +271,21 @@ def test_predict__writes_to_standard_output(ray_cluster, libsvm, tmp_path):
     assert result.exit_code == 0, result.output
     assert {json.loads(line)["score"] for line in result.stdout.splitlines()} == {0.25}
     assert result.stdout.count("\n") == 600
+
+
+def test_transform__writes_a_file_for_each_with_columns_that_are_kept(ray_cluster, parquet, libsvm, tmp_path):
+    FactorizationMachine(0.25, np.zeros(50, np.float32), np.zeros((50, 1), np.float32)).save(tmp_path / "m.safetensors")
+    layout = ["--keys-column", "features", "--values-column", "x", "--label-column", "rating"]
+    output = ["--output-path", tmp_path / "out", "--keep-columns", "label, rating"]
+    result = invoke("transform", tmp_path / "m.safetensors", parquet, *output, *layout)
+    assert (result.exit_code, result.stdout) == (0, ""), result.output
+    assert re.fullmatch(rf"600 rows of 1 files scored in [\d.]+ s: {tmp_path}/out\n", result.stderr)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.parquet.out").read_text().splitlines()]
+    assert [row["label"] for row in rows] == pytest.approx([row["rating"] for row in rows])
+    assert {row["score"] for row in rows} == {0.25}
+    result = invoke("transform", tmp_path / "m.safetensors", libsvm, *output)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "rows.libsvm: columns ['rating'] cannot be kept" in result.stderr
 
 
 def test_train__reads_parquet_columns_as_told(ray_cluster, parquet, tmp_path):

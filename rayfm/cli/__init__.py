@@ -10,14 +10,15 @@ import click
 
 from rayfm import __version__
 from rayfm.cli.command import CommandGroup, debug_option, show_warnings
-from rayfm.cli.data import check, evaluate, predict
-from rayfm.cli.models import inspect
+from rayfm.cli.data import check, evaluate, predict, transform
+from rayfm.cli.jobs import jobs
+from rayfm.cli.models import export, inspect
 from rayfm.cli.training import train
 
 
 @click.group(
     cls=CommandGroup,
-    commands=[train, predict, evaluate, inspect, check],
+    commands=[train, predict, transform, evaluate, inspect, export, check, jobs],
     invoke_without_command=True,
     examples=[
         ("train on two workers", "rayfm train ratings.parquet --num-factors 16 --predictor-type regressor \\\n"

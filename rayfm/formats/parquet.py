@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -68,6 +69,7 @@ def read(
     stop: int | None = None,
     *,
     columns: ParquetColumns = DEFAULT_COLUMNS,
+    needs_label: bool = True,
     report: Report = raise_problem,
     batch_rows: int = 65536,
 ) -> Iterator[Chunk]:
@@ -81,6 +83,8 @@ def read(
         The row groups to read, by index, not bytes; to the last when `stop` is None.
     columns
         Names of the columns.
+    needs_label
+        Whether the column of the labels must be there when it was given a name.
     report
         Called with each bad record, which is skipped when it returns.
     batch_rows
@@ -99,7 +103,7 @@ def read(
     """
     parquet = _open(file)
     with _decoding():
-        layout = detect_layout(parquet.schema_arrow, columns)
+        layout = detect_layout(parquet.schema_arrow, columns, needs_label=needs_label)
     groups = list(range(parquet.num_row_groups))[start:stop]
     rows = _rows_at_once(layout, parquet.schema_arrow, batch_rows)
     batches = parquet.iter_batches(batch_size=rows, row_groups=groups, columns=layout.names, use_threads=False)
@@ -111,6 +115,8 @@ def chunks_from_table(
     columns: ParquetColumns = DEFAULT_COLUMNS,
     report: Report = raise_problem,
     batch_rows: int = 65536,
+    *,
+    needs_label: bool = True,
 ) -> Iterator[Chunk]:
     """Read the rows of an Arrow table as `read` does those of a file, in chunks of at most `batch_rows`.
 
@@ -122,7 +128,7 @@ def chunks_from_table(
     >>> chunk.batch.indptr.tolist(), chunk.batch.values.tolist(), chunk.batch.labels.tolist()
     ([0, 1, 1], [31.0], [1.0, 0.0])
     """
-    layout = detect_layout(table.schema, columns)
+    layout = detect_layout(table.schema, columns, needs_label=needs_label)
     rows = _rows_at_once(layout, table.schema, batch_rows)
     yield from _chunks(table.select(layout.names).to_batches(max_chunksize=rows), layout, report)
 
@@ -142,9 +148,9 @@ def row_group_sizes(file: BinaryIO) -> list[int]:
 def write(file: BinaryIO, batch: SparseBatch, *, row_group_rows: int = 2**18) -> None:
     """Write rows in the shape of key lists: keys, values, and label, weight and uid where the batch has them.
 
-    The width of the batch is not written: key lists declare none.
+    Its width and its extras are not written: key lists declare no width.
     """
-    table = batch.to_arrow().replace_schema_metadata(None)
+    table = replace(batch, extras=None).to_arrow().replace_schema_metadata(None)
     pq.write_table(table, file, row_group_size=row_group_rows, compression="zstd")
 
 
@@ -279,14 +285,14 @@ def _chunk(batch: pa.RecordBatch, layout: Layout, features: _Features, ordinal: 
             reported.add(row)
             report(kind, ordinal + row, problem, remedy)
     good = np.flatnonzero(~_bad_rows(features.findings, batch.num_rows))
-    batch = batch.select(list(filter(None, (layout.label, layout.weight, layout.uid))))
+    batch = batch.select(layout.others)
     if reported and batch.num_columns:
         batch = batch.take(pa.array(good))
     labels = _row_numbers(batch, layout.label)
     if labels is not None and np.isnan(labels).all():
         labels = None
     with np.errstate(over="ignore", invalid="ignore"):  # sums of equal keys may leave float32; RowRules reports it
-        return Chunk.from_csr(
+        chunk = Chunk.from_csr(
             good + ordinal,
             np.append(features.indptr[good], features.indptr[-1]) if reported else features.indptr,
             features.keys,
@@ -297,6 +303,10 @@ def _chunk(batch: pa.RecordBatch, layout: Layout, features: _Features, ordinal: 
             features.feature_dim,
             report=report,
         )
+    if not layout.extras:
+        return chunk
+    extras = pa.Table.from_batches([batch.select(layout.extras)])
+    return replace(chunk, batch=replace(chunk.batch, extras=extras))
 
 
 def _lists(array: pa.Array) -> _Lists:

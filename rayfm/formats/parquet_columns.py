@@ -31,6 +31,9 @@ class ParquetColumns:
     features
         One list column, or the number columns that are the features, in this order. None: a list column named
         ``features`` if there is one, else all number columns that are not named above, in the order of the file.
+    extras
+        Columns of any type that are carried along beside the rows. A number column among them is a feature all the
+        same, if it is one without.
     """
 
     label: str | None = "label"
@@ -39,6 +42,7 @@ class ParquetColumns:
     keys: str = "keys"
     values: str = "values"
     features: tuple[str, ...] | None = None
+    extras: tuple[str, ...] = ()
 
 
 DEFAULT_COLUMNS = ParquetColumns()
@@ -64,6 +68,8 @@ class Layout:
         Keys and values, or the one list, or the columns of features.
     label, weight, uid
         Names of these columns.
+    extras
+        Columns that are carried along.
     """
 
     shape: Shape
@@ -71,30 +77,41 @@ class Layout:
     label: str | None
     weight: str | None
     uid: str | None
+    extras: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
         """All columns to read."""
-        return [*self.features, *filter(None, (self.label, self.weight, self.uid))]
+        return list(dict.fromkeys([*self.features, *self.others]))
+
+    @property
+    def others(self) -> list[str]:
+        """All columns to read but the features."""
+        return list(dict.fromkeys([*filter(None, (self.label, self.weight, self.uid)), *self.extras]))
 
 
-def detect_layout(schema: pa.Schema, columns: ParquetColumns = DEFAULT_COLUMNS) -> Layout:
+def detect_layout(schema: pa.Schema, columns: ParquetColumns = DEFAULT_COLUMNS, *, needs_label: bool = True) -> Layout:
     """Find out how a table of this schema holds its rows.
+
+    Without `needs_label`, the column of the labels may be absent whatever its name.
 
     Raises
     ------
     DataError
         If a named column does not exist or has a type that does not serve, or nothing in the table can be features.
     """
-    label = _optional_column(schema, "label", columns.label)
+    expects_label = needs_label or columns.label in schema.names
+    label = _optional_column(schema, "label", columns.label) if expects_label else None
     weight = _optional_column(schema, "weight", columns.weight)
     uid = _optional_column(schema, "uid", columns.uid)
-    shape, features = _feature_columns(schema, columns, {label, weight, uid})
+    extras = tuple(_existing(schema, "extra", name) for name in columns.extras)
+    no_features = {name for name in extras if not is_number(schema.field(name).type)}
+    shape, features = _feature_columns(schema, columns, {label, weight, uid} | no_features)
     for name in filter(None, (label, weight)):
         _require(schema, name, is_number(schema.field(name).type), "numbers", "Convert it, or name another column.")
     if uid is not None:
         _require(schema, uid, _is_identifier(schema.field(uid).type), "strings or integers", "Name another column.")
-    return Layout(shape, features, label, weight, uid)
+    return Layout(shape, features, label, weight, uid, extras)
 
 
 def _optional_column(schema: pa.Schema, role: str, name: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Scores and measures of whole data sets, through Ray Data: each block is scored where it is read.
+"""Scores and measures of whole data sets, through a pool of actors: rows are scored where they are read.
 
 The rows take the road that training data takes, so the same inputs are understood and the same mistakes found.
 """
@@ -6,35 +6,32 @@ The rows take the road that training data takes, so the same inputs are understo
 from __future__ import annotations
 
 import io
-import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
-import ray
 from numpy.typing import ArrayLike
 
 from rayfm.batch import RowRules, SparseBatch
 from rayfm.errors import DataError, StorageError
-from rayfm.formats.scores import ScoredRows, writer_for
+from rayfm.formats.scores import LABEL, Encoding, ScoredRows, encoding_for
 from rayfm.metrics import RankingCounts, Sums, sums_for
 from rayfm.model import FactorizationMachine
 from rayfm.reading import ReadOptions
 from rayfm.storage import atomic_writer, resolve
 from rayfm.training import cluster
+from rayfm.training.pool import results
 from rayfm.training.sources import Source, as_source
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 STANDARD_OUTPUT = "-"
-
-_LOG = logging.getLogger(__name__)
 
 Mergeable = TypeVar("Mergeable", Sums, RankingCounts)
 
@@ -64,6 +61,7 @@ def predict(
     *,
     output: str,
     options: ReadOptions | None = None,
+    keep_columns: Sequence[str] = (),
     address: str | None = None,
 ) -> PredictionSummary:
     """Score every row of a data set into one file, in the order of the input.
@@ -80,32 +78,119 @@ def predict(
         standard output. It appears when it is complete.
     options
         How files are read.
+    keep_columns
+        Columns of the input to write beside the scores: those of Parquet files, data frames and datasets, and
+        ``label``, which is the label in any format. A row's uid is written in any case.
     address
         The Ray cluster; ``RAY_ADDRESS``, or an embedded Ray, when left out.
 
     Raises
     ------
     DataError
-        For the first bad record, or when there are no rows; then there is no output.
+        For the first bad record, or when there are no rows; then there is no output. For columns that the input
+        has not or the output cannot have.
     """
     started = time.perf_counter()
-    write = writer_for(output if output == STANDARD_OUTPUT else resolve(output)[1])
-    machine = _loaded(model)
-    source = as_source(data, options=replace(options or ReadOptions(), needs_labels=False))
+    plan = ScoringPlan.of(
+        encoding_for(output if output == STANDARD_OUTPUT else resolve(output)[1]), options, keep_columns
+    )
+    machine = loaded(model)
+    source = as_source(data, options=plan.options)
     cluster.connect(address)
     num_rows = 0
 
-    def rows() -> Iterator[ScoredRows]:
+    def contents(parts: Iterator[ScoredPart]) -> Iterator[bytes]:
         nonlocal num_rows
-        rules = RowRules(machine.feature_dim, needs_labels=False)
-        for table in _results(machine, source, rules, _score, keep_uids=True):
-            num_rows += table.num_rows
-            yield _scored_rows(table)
-        _require_rows(num_rows, source)  # here, so that the writer and the file end by it
+        for part in parts:
+            num_rows += part.num_rows
+            yield part.content
+        _require_rows(num_rows, source)  # here, so that the encoding and the file end by it
 
-    with _opened(output) as file:
-        write(file, rows())
+    with closing(plan.scored(machine, source)) as parts, _opened(output) as file:
+        plan.encoding.join(file, contents(parts))
     return PredictionSummary(num_rows, time.perf_counter() - started, output)
+
+
+class ScoredPart(NamedTuple):
+    """Scores of rows that follow one another, encoded.
+
+    Attributes
+    ----------
+    uri
+        The file that the rows are from; empty where there is none.
+    num_rows
+        How many rows.
+    content
+        What `Encoding.encode` made of them.
+    """
+
+    uri: str
+    num_rows: int
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringPlan:
+    """How rows are read, and what is written of them.
+
+    Attributes
+    ----------
+    encoding
+        The format of the scores.
+    options
+        How the input is read.
+    keep_columns
+        Names of what is kept of the input, in this order.
+    """
+
+    encoding: Encoding
+    options: ReadOptions
+    keep_columns: tuple[str, ...]
+
+    @classmethod
+    def of(cls, encoding: Encoding, options: ReadOptions | None, keep_columns: Sequence[str]) -> ScoringPlan:
+        """Settle what is to be read so that the columns can be kept.
+
+        Raises
+        ------
+        DataError
+            If the encoding has no place for them.
+        """
+        names = [keep_columns] if isinstance(keep_columns, str) else keep_columns
+        kept = tuple(dict.fromkeys(names))
+        encoding.check_kept(kept)
+        options = options or ReadOptions()
+        columns = replace(options.columns, extras=tuple(name for name in kept if name != LABEL))
+        return cls(encoding, replace(options, needs_labels=False, columns=columns), kept)
+
+    def scored(
+        self, machine: FactorizationMachine, source: Source, check: Callable[[], None] = lambda: None
+    ) -> Generator[ScoredPart, None, None]:
+        """Yield the encoded scores of all rows, in the order of the input; see `pool.results`."""
+        rules = RowRules(machine.feature_dim, needs_labels=False)
+        with closing(results(machine, source, rules, self._encode, check)) as tables:
+            for table in tables:
+                yield from (ScoredPart(**row) for row in table.to_pylist())
+
+    def _encode(self, model: FactorizationMachine, uri: str, batch: SparseBatch) -> pa.Table:
+        import pyarrow as pa
+
+        scores = model.link(model.raw_scores_unchecked(batch))
+        predicted_labels = model.labels_of(scores) if model.is_classifier else None
+        labels = batch.labels_or_nan if LABEL in self.keep_columns else None
+        content = self.encoding.encode(ScoredRows(scores, predicted_labels, batch.uids, labels, batch.extras))
+        contents = pa.array([content], pa.large_binary())
+        return pa.table({"uri": [uri], "num_rows": [batch.num_rows], "content": contents})
+
+    def nothing(self, machine: FactorizationMachine) -> bytes:
+        """Return what the encoding makes of no rows."""
+        import pyarrow as pa
+
+        none = np.zeros(0, np.float32)
+        names = self.options.columns.extras
+        extras = pa.table({name: pa.nulls(0) for name in names}) if names else None
+        labels = none if LABEL in self.keep_columns else None
+        return self.encoding.encode(ScoredRows(none, none if machine.is_classifier else None, None, labels, extras))
 
 
 def evaluate(
@@ -136,13 +221,13 @@ def evaluate(
     DataError
         For the first bad record, or when there are no rows.
     """
-    machine = _loaded(model)
+    machine = loaded(model)
     source = as_source(data, labels, options=replace(options or ReadOptions(), needs_labels=True))
     cluster.connect(address)
     sums: list[Sums] = [sums_for(machine.predictor_type)()]
     rankings = [RankingCounts()]
     num_rows = 0
-    for table in _results(machine, source, RowRules(machine.feature_dim, machine.is_classifier), _measure):
+    for table in results(machine, source, RowRules(machine.feature_dim, machine.is_classifier), _measure):
         num_rows += sum(table["num_rows"].to_pylist())
         sums += [type(sums[0])(*values) for values in table["sums"].to_pylist()]
         if machine.is_classifier:
@@ -152,7 +237,8 @@ def evaluate(
     return {**_merged(sums).values(), **auc, "num_rows": num_rows}
 
 
-def _loaded(model: FactorizationMachine | str | Path) -> FactorizationMachine:
+def loaded(model: FactorizationMachine | str | Path) -> FactorizationMachine:
+    """Return the model, from its URI if need be."""
     return model if isinstance(model, FactorizationMachine) else FactorizationMachine.load(model)
 
 
@@ -161,61 +247,8 @@ def _require_rows(num_rows: int, source: Source) -> None:
         raise DataError("there are no rows.", "Check the path and the export.", source.description)
 
 
-def _results(
-    machine: FactorizationMachine,
-    source: Source,
-    rules: RowRules,
-    compute: Callable[[FactorizationMachine, SparseBatch], pa.Table],
-    *,
-    keep_uids: bool = False,
-) -> Iterator[pa.Table]:
-    """Yield what `compute` makes of every block, in the order of the input, while later blocks are worked on."""
-    trained_base = machine.facts.get("index_base")
-    source, notes = source.settled(trained_base if trained_base in (0, 1) else None)
-    for note in notes:
-        _LOG.warning(note)
-    cluster.quiet_data_context()
-    shared = ray.put(_in_memory(machine))
-
-    def on_block(table: pa.Table) -> pa.Table:
-        return compute(ray.get(shared), SparseBatch.from_arrow(table))
-
-    try:
-        data = source.dataset(rules, keep_uids=keep_uids).map_batches(
-            on_block, batch_format="pyarrow", batch_size=None, zero_copy_batch=True
-        )
-        with closing(iter(data.iter_batches(batch_size=None, batch_format="pyarrow"))) as tables:
-            yield from tables
-    except ray.exceptions.RayError as error:
-        raise cluster.explain(error, f"scoring {source.description} failed") from error
-
-
-def _in_memory(machine: FactorizationMachine) -> FactorizationMachine:
-    """Return the model with plain arrays, which go into the object store as they lie; mapped ones would be pickled."""
-    return replace(machine, linear=np.asarray(machine.linear), factors=np.asarray(machine.factors))
-
-
-def _score(model: FactorizationMachine, batch: SparseBatch) -> pa.Table:
-    """Score a block; its columns do not depend on the rows, as Ray Data wants them."""
-    import pyarrow as pa
-
-    raw = model.raw_scores_unchecked(batch)
-    uids = pa.nulls(batch.num_rows, pa.string()) if batch.uids is None else pa.array(batch.uids, pa.string())
-    return pa.table({"score": model.link(raw), "predicted_label": (raw >= 0).astype(np.float32), "uid": uids}).select(
-        ["score", "predicted_label", "uid"] if model.is_classifier else ["score", "uid"]
-    )
-
-
-def _scored_rows(table: pa.Table) -> ScoredRows:
-    labels = table["predicted_label"].to_numpy() if "predicted_label" in table.column_names else None
-    uids = table["uid"]
-    return ScoredRows(
-        table["score"].to_numpy(), labels, None if uids.null_count == len(uids) else uids.to_numpy(zero_copy_only=False)
-    )
-
-
-def _measure(model: FactorizationMachine, batch: SparseBatch) -> pa.Table:
-    """Reduce a block to one row of sums and counts."""
+def _measure(model: FactorizationMachine, uri: str, batch: SparseBatch) -> pa.Table:
+    """Reduce rows to one row of sums and counts."""
     import pyarrow as pa
 
     raw = model.raw_scores_unchecked(batch)

@@ -1,13 +1,15 @@
-"""The channels of a run: from what the user gave to blocks of rows in the object store, through Ray Data.
+"""Where rows come from: from what the user gave to rows in many processes, through Ray Data.
 
-Every source ends in the same blocks: Arrow tables {keys, values, label, weight?} made by `SparseBatch.to_arrow`,
-in the order of the input, read once and kept for the whole run.
+A source has parts, which a dataset of Ray Data deals out in the order of the input, and a reader, which makes checked
+rows of a part. Training reads a channel once and keeps it for the whole run, as Arrow tables {keys, values, label,
+weight?} made by `SparseBatch.to_arrow`; scoring takes the rows as the reader gives them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,7 +18,6 @@ import ray
 from rayfm.batch import EQUAL_WIDTHS, Chunk, RowRules, SparseBatch, raise_problem
 from rayfm.errors import DataError
 from rayfm.formats.parquet import chunks_from_table
-from rayfm.formats.parquet_columns import DEFAULT_COLUMNS, ParquetColumns
 from rayfm.model import as_batch
 from rayfm.reading import Piece, ReadOptions, cut, detect_format, guess_index_base, read_piece
 from rayfm.storage import InputFile, absolute, list_files
@@ -33,6 +34,12 @@ DEFAULT_OPTIONS = ReadOptions()
 
 BLOCK_BYTES = 32 * 2**20
 """A read task hands over a table when it has decoded so much."""
+
+Rows = tuple[str, SparseBatch]
+"""Checked rows that follow one another, and the URI of the file that they are from; empty where there is none."""
+
+Reader = Callable[["pa.Table"], Iterator[Rows]]
+"""Makes rows of a part of a source, in a process of the cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +81,21 @@ class Source(Protocol):
         """What to call it in job.json and messages."""
         ...
 
-    def dataset(self, rules: RowRules, *, keep_uids: bool = False) -> Dataset:
-        """Return a lazy dataset of checked blocks, which hold the rows' uids only when told to keep them."""
+    @property
+    def size_bytes(self) -> int | None:
+        """Roughly how much there is to read; None when that is not known before it is made."""
+        ...
+
+    def parts(self) -> Dataset:
+        """Return a lazy dataset, each of whose blocks is a part that `reader` takes."""
+        ...
+
+    def reader(self, rules: RowRules) -> Reader:
+        """Return what makes rows of a part, checks them, and can be sent to other processes."""
+        ...
+
+    def dataset(self, rules: RowRules) -> Dataset:
+        """Return a lazy dataset of checked blocks for training, without uids and extras."""
         ...
 
     def settled(self, index_base: int | None) -> tuple[Source, list[str]]:
@@ -88,10 +108,17 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FilesSource:
-    """Files of any format at URIs; see `rayfm.storage.list_files` for what a URI may mean."""
+    """Files of any format at URIs; see `rayfm.storage.list_files` for what a URI may mean.
+
+    Attributes
+    ----------
+    files
+        What the URIs mean, where they were listed already.
+    """
 
     uris: tuple[str, ...]
     options: ReadOptions = DEFAULT_OPTIONS
+    files: tuple[InputFile, ...] | None = None
 
     @property
     def description(self) -> str:
@@ -99,10 +126,13 @@ class FilesSource:
         return ", ".join(self.uris)
 
     def settled(self, index_base: int | None) -> tuple[FilesSource, list[str]]:
-        """Settle the index base, when there is text."""
+        """List the files once and for all, and settle the index base when there is text."""
+        files = self._listed()
+        if self.files is None:
+            return replace(self, files=files).settled(index_base)
         if self.options.index_base is not None:
             return self, []
-        text = [file for file in list_files(self.uris) if file.size_bytes and self._format(file) == "libsvm"]
+        text = [file for file in files if file.size_bytes and self._format(file) == "libsvm"]
         if not text:
             return self, []
         if index_base is not None:
@@ -114,14 +144,26 @@ class FilesSource:
         )
         return replace(self, options=replace(self.options, index_base=guessed)), [note] if guessed else []
 
-    def dataset(self, rules: RowRules, *, keep_uids: bool = False) -> Dataset:
+    @property
+    def size_bytes(self) -> int:
+        """Size of the files as they are stored."""
+        return sum(file.size_bytes for file in self._listed())
+
+    def parts(self) -> Dataset:
+        """Cut the files into byte ranges; a part is a table of `Piece`."""
+        tasks = plan(self._listed(), self.options) or [[]]
+        return ray.data.from_arrow([_piece_table(pieces) for pieces in tasks])
+
+    def reader(self, rules: RowRules) -> Reader:
+        """Read the pieces, each by itself."""
+        return partial(_read_pieces, options=self.options, rules=rules)
+
+    def dataset(self, rules: RowRules) -> Dataset:
         """Return a lazy dataset that reads the files in byte ranges."""
-        files = list_files(self.uris)
-        tasks = plan(files, self.options)
-        if not tasks:
-            raise DataError("there are no rows: every file is empty.", "Check the path and the export.", files[0].uri)
-        datasource = _datasource(tasks, self.options, rules, keep_uids)
-        return ray.data.read_datasource(datasource, override_num_blocks=len(tasks))
+        return _blocks(self.parts(), self.reader(rules))
+
+    def _listed(self) -> tuple[InputFile, ...]:
+        return tuple(list_files(self.uris)) if self.files is None else self.files
 
     def _format(self, file: InputFile) -> str:
         return self.options.format or detect_format(file.uri)
@@ -142,15 +184,28 @@ class MemorySource:
         """Nothing to guess."""
         return self, []
 
-    def dataset(self, rules: RowRules, *, keep_uids: bool = False) -> Dataset:
-        """Check the rows and put them into the object store."""
+    @property
+    def size_bytes(self) -> int:
+        """Size of the arrays."""
+        return self.batch.size_bytes
+
+    def parts(self) -> Dataset:
+        """Put the rows into the object store; a part is some of them."""
         if not self.batch.num_rows:
             raise DataError("there are no rows.", "Pass at least one.")
+        rows = max(1, self.batch.num_rows * BLOCK_BYTES // max(1, self.batch.size_bytes))
+        starts = range(0, self.batch.num_rows, rows)
+        return ray.data.from_arrow([self.batch.rows(start, start + rows).to_arrow() for start in starts])
+
+    def reader(self, rules: RowRules) -> Reader:
+        """Check the rows here and now, where their numbers are known, and take them as they are."""
         rules.check(Chunk(self.batch, np.arange(self.batch.num_rows)), raise_problem)
-        batch = self.batch if keep_uids else replace(self.batch, uids=None)
-        rows = max(1, batch.num_rows * BLOCK_BYTES // max(1, batch.size_bytes))
-        starts = range(0, batch.num_rows, rows)
-        return ray.data.from_arrow([batch.rows(start, start + rows).to_arrow() for start in starts])
+        return _read_rows
+
+    def dataset(self, rules: RowRules) -> Dataset:
+        """Check the rows and put them into the object store."""
+        self.reader(rules)
+        return replace(self, batch=replace(self.batch, uids=None, extras=None)).parts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +213,7 @@ class DatasetSource:
     """A dataset of Ray Data with the columns that a Parquet file would have."""
 
     data: Dataset
-    columns: ParquetColumns = DEFAULT_COLUMNS
+    options: ReadOptions = DEFAULT_OPTIONS
 
     @property
     def description(self) -> str:
@@ -169,17 +224,25 @@ class DatasetSource:
         """Nothing to guess."""
         return self, []
 
-    def dataset(self, rules: RowRules, *, keep_uids: bool = False) -> Dataset:
-        """Convert and check block by block."""
-        columns = self.columns
+    @property
+    def size_bytes(self) -> int | None:
+        """Size of the blocks, when they lie in the object store."""
+        from ray.data.dataset import MaterializedDataset
 
-        def convert(table: pa.Table) -> Iterator[pa.Table]:
-            for chunk in chunks_from_table(table, columns):
-                rules.check(chunk, raise_problem)
-                yield (chunk.batch if keep_uids else replace(chunk.batch, uids=None)).to_arrow()
+        return int(self.data.size_bytes()) if isinstance(self.data, MaterializedDataset) else None
 
+    def parts(self) -> Dataset:
+        """Take its own blocks."""
         self.data.context.execution_options.preserve_order = True  # a dataset brings the context it was made in
-        return self.data.map_batches(convert, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
+        return self.data
+
+    def reader(self, rules: RowRules) -> Reader:
+        """Read a block as the row groups of a Parquet file are read."""
+        return partial(_read_table, options=self.options, rules=rules)
+
+    def dataset(self, rules: RowRules) -> Dataset:
+        """Convert and check block by block."""
+        return _blocks(self.parts(), self.reader(rules))
 
 
 def as_source(
@@ -214,9 +277,12 @@ def as_source(
             raise DataError(f"labels and weights of {what} must be in the files themselves.")
         return FilesSource(tuple(absolute(uri) for uri in data), options)
     if hasattr(data, "iter_internal_ref_bundles"):
-        return DatasetSource(data, options.columns)
+        return DatasetSource(data, options)
     if hasattr(data, "columns") and labels is None and weights is None:
-        return MemorySource(_frame_batch(data, options.columns))
+        return MemorySource(_frame_batch(data, options))
+    if options.columns.extras:
+        problem = f"columns {list(options.columns.extras)} cannot be kept: {what} has no columns with names."
+        raise DataError(problem, "Pass a data frame, a dataset or Parquet files.")
     batch = as_batch(data, labels, weights)
     for name, column in (("labels", batch.labels), ("weights", batch.weights)):
         if column is not None and column.shape != (batch.num_rows,):
@@ -224,11 +290,12 @@ def as_source(
     return MemorySource(batch)
 
 
-def _frame_batch(frame: Any, columns: ParquetColumns) -> SparseBatch:
+def _frame_batch(frame: Any, options: ReadOptions) -> SparseBatch:
     import pyarrow as pa
 
     table = pa.Table.from_pandas(frame, preserve_index=False)
-    return SparseBatch.concatenate([chunk.batch for chunk in chunks_from_table(table, columns)])
+    chunks = chunks_from_table(table, options.columns, needs_label=options.needs_labels)
+    return SparseBatch.concatenate([chunk.batch for chunk in chunks])
 
 
 def plan(files: Sequence[InputFile], options: ReadOptions) -> list[list[Piece]]:
@@ -247,54 +314,54 @@ def plan(files: Sequence[InputFile], options: ReadOptions) -> list[list[Piece]]:
     return tasks
 
 
-def read_tables(
-    pieces: Iterable[Piece], options: ReadOptions, rules: RowRules, *, keep_uids: bool = False
-) -> Iterator[pa.Table]:
-    """Read pieces into Arrow tables of about `BLOCK_BYTES`: the body of a read task."""
-    pending: list[SparseBatch] = []
-    size = 0
-    width: int | None = None
-    for piece in pieces:
-        for chunk in read_piece(piece, options, rules):
-            declared = chunk.batch.feature_dim
-            width = width or declared
-            if declared not in (None, width):
-                problem = f"rows are {declared} features wide, those before them {width}."
-                raise DataError(problem, EQUAL_WIDTHS, piece.uri)
-            pending.append(chunk.batch if keep_uids else replace(chunk.batch, uids=None))
-            size += chunk.batch.size_bytes
+def _piece_table(pieces: list[Piece]) -> pa.Table:
+    import pyarrow as pa
+
+    numbers = {name: pa.int64() for name in ("start", "stop", "size_bytes")}
+    schema = pa.schema({"uri": pa.string(), "format": pa.string(), **numbers})
+    return pa.Table.from_pylist([asdict(piece) for piece in pieces], schema)
+
+
+def _read_pieces(part: pa.Table, options: ReadOptions, rules: RowRules) -> Iterator[Rows]:
+    """Read the pieces that a part of files lists."""
+    for piece in part.to_pylist():
+        for chunk in read_piece(Piece(**piece), options, rules):
+            yield piece["uri"], chunk.batch
+
+
+def _read_rows(part: pa.Table) -> Iterator[Rows]:
+    """Read rows that are checked already."""
+    yield "", SparseBatch.from_arrow(part)
+
+
+def _read_table(part: pa.Table, options: ReadOptions, rules: RowRules) -> Iterator[Rows]:
+    """Read a table as users have them."""
+    for chunk in chunks_from_table(part, options.columns, needs_label=options.needs_labels):
+        rules.check(chunk, raise_problem)
+        yield "", chunk.batch
+
+
+def _blocks(parts: Dataset, reader: Reader) -> Dataset:
+    """Read parts into tables of about `BLOCK_BYTES`."""
+
+    def read_tables(part: pa.Table) -> Iterator[pa.Table]:
+        pending: list[SparseBatch] = []
+        size = 0
+        width: int | None = None
+        for uri, batch in reader(part):
+            width = width or batch.feature_dim
+            if batch.feature_dim not in (None, width):
+                problem = f"rows are {batch.feature_dim} features wide, those before them {width}."
+                raise DataError(problem, EQUAL_WIDTHS, uri)
+            pending.append(replace(batch, uids=None, extras=None))
+            size += batch.size_bytes
             if size >= BLOCK_BYTES:
                 yield SparseBatch.concatenate(pending).to_arrow()
                 pending, size = [], 0
-    if pending:
-        yield SparseBatch.concatenate(pending).to_arrow()
+        if pending:
+            yield SparseBatch.concatenate(pending).to_arrow()
 
-
-def _datasource(tasks: list[list[Piece]], options: ReadOptions, rules: RowRules, keep_uids: bool) -> Any:
-    """Make Ray Data's own view of the tasks."""
-    from ray.data.block import BlockMetadata
-    from ray.data.datasource import Datasource, ReadTask
-
-    class PiecesDatasource(Datasource):  # type: ignore[misc]  # Ray is untyped
-        """Reads each task's pieces in one Ray task."""
-
-        def estimate_inmemory_data_size(self) -> int | None:
-            return sum(piece.size_bytes for pieces in tasks for piece in pieces)
-
-        def get_read_tasks(
-            self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
-        ) -> list[Any]:
-            return [ReadTask(_reader(pieces), _metadata(pieces)) for pieces in tasks]
-
-    def _metadata(pieces: list[Piece]) -> Any:
-        size = sum(piece.size_bytes for piece in pieces)
-        names = [piece.uri for piece in pieces]
-        return BlockMetadata(num_rows=None, size_bytes=size, input_files=names, exec_stats=None)
-
-    def _reader(pieces: list[Piece]) -> Any:
-        return lambda: read_tables(pieces, options, rules, keep_uids=keep_uids)
-
-    return PiecesDatasource()
+    return parts.map_batches(read_tables, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
 
 
 def read(source: Source, rules: RowRules, index_base: int | None = None) -> Blocks:

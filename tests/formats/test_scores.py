@@ -5,13 +5,14 @@ import io
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from rayfm.errors import DataError
 from rayfm.formats.record_pb2 import Record
 from rayfm.formats.recordio_frames import read_frames
-from rayfm.formats.scores import ScoredRows, writer_for
+from rayfm.formats.scores import CONTENT_TYPES, ScoredRows, encoding_for, encoding_of
 
 SCORES = np.array([0.1, 3.3772034645080566, 1e-20, 0.0, 1.0], np.float32)
 LABELS = np.array([0, 1, 0, 0, 1], np.float32)
@@ -22,8 +23,9 @@ CLASSIFIER = [ScoredRows(SCORES[:2], LABELS[:2], UIDS[:2]), ScoredRows(SCORES[2:
 
 
 def written(name, rows):
+    encoding = encoding_of(name) if name in CONTENT_TYPES else encoding_for(name)
     file = io.BytesIO()
-    writer_for(name)(file, rows)
+    encoding.join(file, map(encoding.encode, rows))
     assert not file.closed
     return file.getvalue()
 
@@ -84,7 +86,7 @@ def test_parquet__has_the_columns_of_the_model_whatever_the_rows_have():
     regression = pq.read_table(io.BytesIO(written("scores.parquet", REGRESSOR)))
     assert regression.column_names == ["score", "uid"]
     assert regression["uid"].null_count == 5
-    assert pq.read_table(io.BytesIO(written("scores.parquet", []))).num_rows == 0
+    assert pq.read_table(io.BytesIO(written("scores.parquet", [ScoredRows(SCORES[:0])]))).num_rows == 0
 
 
 def test_parquet__joins_small_parts_into_row_groups_and_bounds_them():
@@ -109,11 +111,44 @@ def test_recordio__has_no_predicted_label_for_a_regressor():
 
 
 @pytest.mark.parametrize("name", ["scores.xlsx", "scores.jsonl.zst", "scores.npy.gz"])
-def test_writer_for__names_the_endings_it_knows(name):
+def test_encoding_for__names_the_endings_it_knows(name):
     with pytest.raises(DataError, match=r"must end with \.jsonl.*\.parquet.*\.csv.*got scores"):
-        writer_for(name)
+        encoding_for(name)
 
 
-def test_writer_for__refuses_to_compress_parquet_twice():
+def test_encoding_for__refuses_to_compress_parquet_twice():
     with pytest.raises(DataError, match="compressed within"):
-        writer_for("scores.parquet.gz")
+        encoding_for("scores.parquet.gz")
+
+
+def test_json__is_the_answer_of_an_endpoint_however_the_rows_are_cut():
+    whole = [ScoredRows(SCORES, LABELS, UIDS)]
+    content = written("application/json", whole)
+    assert content.startswith(b'{"predictions": [{"score": 0.10000000149011612, "predicted_label": 0.0, "uid": "a"}, {')
+    assert [row["score"] for row in json.loads(content)["predictions"]] == SCORES.tolist()
+    assert written("application/json", [CLASSIFIER[0], ScoredRows(SCORES[:0]), CLASSIFIER[1]]) == content
+    assert written("application/json", [ScoredRows(SCORES[:0])]) == b'{"predictions": []}'
+
+
+def test_kept_columns__stand_behind_the_score_under_their_names():
+    extras = pa.table({'{"': pa.array([1, None]), "n": pa.array([[1.0, np.nan], None])})
+    rows = ScoredRows(SCORES[:2], None, None, np.array([1, np.nan], np.float32), extras)
+    lines = written("s.jsonl", [rows]).decode().splitlines()
+    assert lines == [
+        '{"score": 0.10000000149011612, "label": 1.0, "{\\"": 1, "n": [1.0, null]}',
+        '{"score": 3.3772034645080566, "label": null, "{\\"": null, "n": null}',
+    ]
+    table = pq.read_table(io.BytesIO(written("s.parquet", [rows])))
+    assert table.column_names == ["score", "uid", "label", '{"', "n"]
+    assert table["label"].to_pylist() == [1.0, None]
+
+
+def test_json__refuses_bytes():
+    rows = ScoredRows(SCORES[:1], extras=pa.table({"image": pa.array([b"\0"])}))
+    with pytest.raises(DataError, match="column 'image' holds bytes"):
+        written("s.jsonl", [rows])
+
+
+def test_encoding_of__names_the_content_types():
+    with pytest.raises(DataError, match=r"must be one of application/jsonlines, .*, got 'text/html'"):
+        encoding_of("text/html")

@@ -110,7 +110,7 @@ def test_predict__labels_a_classifiers_rows_by_the_sign_of_the_raw_score(tmp_pat
     assert 0 < sum(row["predicted_label"] for row in rows) < NUM_ROWS
 
 
-@pytest.mark.parametrize("output", ["s", "s.jsonl.gz", "s.parquet", "s.pbr", "s.txt", "s.csv.gz"])
+@pytest.mark.parametrize("output", ["s.jsonl.gz", "s.parquet", "s.pbr", "s.csv"])
 def test_predict__writes_equal_scores_and_uids_in_every_format(tmp_path, output):
     uids = np.array([f"row {index}" for index in range(50)], object)
     batch = make_rows(50, uids=uids)
