@@ -89,8 +89,8 @@ def free_port():
 
 
 @pytest.fixture(scope="session")
-def serve_url(ray_cluster):
-    """Where deployed endpoints are; Ray Serve, which the first of them starts, is gone after the session."""
+def serve(ray_cluster):
+    """The URL of Ray Serve, which the first endpoint of the session starts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Serve's own, of the Pydantic that it uses
         from ray import serve
@@ -100,6 +100,16 @@ def serve_url(ray_cluster):
         patch.setenv("RAYFM_ENDPOINT_URL", url)
         yield url
         serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def serve_url(serve):
+    """Where deployed endpoints are; those of the module are gone after it, and their CPUs free."""
+    from rayfm.serving import endpoint
+
+    yield serve
+    for left in endpoint.list_endpoints():
+        endpoint.delete(left.name)
 
 
 OURS = {"RunController", "Worker", "ParameterServer"}

@@ -345,12 +345,19 @@ def test_help__imports_nothing_heavy(statement):
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-def start(*args, **more):
-    """Start ``python -m rayfm`` as a process group of its own, with an embedded Ray."""
+def start(*args, address="", **more):
+    """Start ``python -m rayfm`` as a process group of its own, with an embedded Ray unless an address is given."""
     command = [sys.executable, "-m", "rayfm", *map(str, args)]
-    return subprocess.Popen(
-        command, text=True, start_new_session=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, **more
-    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": address}
+    return subprocess.Popen(command, text=True, start_new_session=True, env=environment, **more)
+
+
+@pytest.fixture
+def address(ray_cluster):
+    """That of the session's Ray."""
+    from rayfm.training import cluster
+
+    return cluster.address()
 
 
 def processes_of(session_id):
@@ -384,12 +391,12 @@ REGEXES = {
 """Those with which SageMaker reads the container's log."""
 
 
-def test_process__log_of_a_run_is_read_by_sagemakers_regexes(libsvm, tmp_path):
+def test_process__log_of_a_run_is_read_by_sagemakers_regexes(libsvm, tmp_path, address):
     log, errors = tmp_path / "log", tmp_path / "errors"
     job = ["--output-path", tmp_path, "--job-name", "first"]
     arguments = [libsvm, "--test", libsvm, *REGRESSOR, "--epochs", "2", "--mini-batch-size", "200", *job]
     with log.open("w") as out, errors.open("w") as err:
-        process = start("train", *arguments, stdout=out, stderr=err)
+        process = start("train", *arguments, address=address, stdout=out, stderr=err)
         assert process.wait(120) == 0, errors.read_text()
     text = log.read_text()
     found = {name: [float(value) for value in re.findall(regex, text)] for name, regex in REGEXES.items()}
@@ -431,9 +438,10 @@ def test_process__a_closed_pipe_is_no_error(model):
     process.wait(30)
 
 
-def test_process__a_bad_record_in_predict_is_one_line_without_rays_traceback(model, tmp_path):
+def test_process__a_bad_record_in_predict_is_one_line_without_rays_traceback(model, tmp_path, address):
     (tmp_path / "bad.libsvm").write_text("1 1:1\n1 2:nan\n")
-    process = start("predict", model, tmp_path / "bad.libsvm", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = start("predict", model, tmp_path / "bad.libsvm", address=address, **pipes)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert output == ""

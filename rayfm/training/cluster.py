@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.client import ray as client
+from ray.util import client
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from rayfm.errors import RayfmError, ResourceError, WorkerError
@@ -86,7 +86,7 @@ def address() -> str | None:
 
 def this_node() -> str | None:
     """Return Ray's name of the machine of this process, None for one that is no machine of the cluster's."""
-    return None if client.is_connected() else str(ray.get_runtime_context().get_node_id())
+    return None if client.ray.is_connected() else str(ray.get_runtime_context().get_node_id())
 
 
 def cluster_cpus() -> float:

@@ -24,7 +24,7 @@ NAMESPACE = "rayfm"
 HEARTBEAT_S = 10.0
 START_TIMEOUT_S = 60.0
 """A controller that nobody starts, as its submitter died, exits after so long."""
-LINGER_S = 30.0
+LINGER_S = 10.0
 """How long the end of a run can be heard of from the actor; later from the directory."""
 PATIENCE_S = 60.0
 """How long it is tried to write the end down, where storage fails for a while."""
