@@ -37,6 +37,7 @@ _HOMES = {
     "predict": "rayfm.training.scoring",
     "read": "rayfm.reading",
     "train": "rayfm.training.driver",
+    "transform": "rayfm.training.transform",
 }
 
 __all__ = sorted(_HOMES)  # the table above, so that a name is written once
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from rayfm.training.job import TrainingResult as TrainingResult
     from rayfm.training.scoring import evaluate as evaluate
     from rayfm.training.scoring import predict as predict
+    from rayfm.training.transform import transform as transform
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@
     ├── ResourceError (RuntimeError)       the cluster cannot give what the run needs; says both numbers
     ├── DivergenceError (ArithmeticError)  the loss or a gradient became NaN or infinite; says where
     ├── WorkerError (RuntimeError)         a worker failed for a reason that is not the user's
-    ├── JobFailedError (ValueError)        a training job that is waited for did not complete; has its status and reason
+    ├── JobFailedError (ValueError)        a job that is waited for did not complete; has its status and reason
     ├── EndpointError (RuntimeError)       an endpoint is missing or did not answer with predictions; has the status
     └── StoppedError                       the run was asked to stop, and did
         └── MaxRunError                    it took longer than it was allowed
@@ -80,7 +80,7 @@ class WorkerError(RayfmError, RuntimeError):
 
 
 class JobFailedError(RayfmError, ValueError):
-    """A training job that is waited for did not complete. SageMaker's SDK calls it `UnexpectedStatusException`.
+    """A job that is waited for did not complete. SageMaker's SDK calls it `UnexpectedStatusException`.
 
     Attributes
     ----------
@@ -90,18 +90,20 @@ class JobFailedError(RayfmError, ValueError):
         ``Failed`` or ``Stopped``.
     reason
         Why, as ``FailureReason`` of the job's description says.
+    kind
+        ``Training`` or ``Transform``.
     allowed_statuses
         What was waited for.
     """
 
     allowed_statuses = ("Completed", "Stopped")
 
-    def __init__(self, job_name: str, actual_status: str, reason: str) -> None:
-        super().__init__(f"Error for Training job {job_name}: {actual_status}. Reason: {reason}")
-        self.job_name, self.actual_status, self.reason = job_name, actual_status, reason
+    def __init__(self, job_name: str, actual_status: str, reason: str, kind: str = "Training") -> None:
+        super().__init__(f"Error for {kind} job {job_name}: {actual_status}. Reason: {reason}")
+        self.job_name, self.actual_status, self.reason, self.kind = job_name, actual_status, reason, kind
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.job_name, self.actual_status, self.reason)
+        return type(self), (self.job_name, self.actual_status, self.reason, self.kind)
 
 
 class EndpointError(RayfmError, RuntimeError):

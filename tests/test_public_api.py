@@ -13,7 +13,7 @@ PUBLIC = [
     "FactorizationMachinesModel", "FactorizationMachinesPredictor", "HyperparameterError", "Hyperparameters",
     "JobFailedError", "ModelFileError", "ParquetColumns", "RayfmError", "ReadOptions", "RecordSet", "ResourceError",
     "SparseBatch", "StorageError", "TrainingResult", "Transformer", "WorkerError", "check", "evaluate", "predict",
-    "read", "train",
+    "read", "train", "transform",
 ]  # fmt: skip
 
 

@@ -42,14 +42,6 @@ JOIN_SOURCES = ("Input",)
 NONE = (None, "None")
 
 
-class TransformFailedError(JobFailedError):
-    """A transform job that is waited for failed."""
-
-    def __init__(self, job_name: str, actual_status: str, reason: str) -> None:
-        super().__init__(job_name, actual_status, reason)
-        self.args = (f"Error for Transform job {job_name}: {actual_status}. Reason: {reason}",)
-
-
 class TransformJob:
     """A transform that runs in a thread of this process.
 
@@ -107,7 +99,7 @@ class TransformJob:
             logger.warning("Job ended with status 'Stopped' rather than 'Completed': %s", self.name)
         elif self._error is not None:
             reason = " ".join([str(self._error), *getattr(self._error, "__notes__", [])])
-            raise TransformFailedError(self.name, "Failed", reason) from self._error
+            raise JobFailedError(self.name, "Failed", reason, "Transform") from self._error
         elif logs and self._summary is not None:
             done = self._summary
             print(

@@ -261,7 +261,8 @@ class TrainingJob:
         """Tell whether a job that says it runs has no controller any more."""
         controller = self._controller
         if controller is None:
-            here = cluster.address() == status.get("ray_address")  # then it would be known
+            address = status.get("ray_address")  # None until the controller has taken over
+            here = address is not None and address == cluster.address()  # then it would be known
             return (here or time.time() - status["alive"] > SILENCE_S) and self._seems_to_run()
         try:
             ray.get(controller.ping.remote())
