@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import ray
 
 from rayfm.errors import EndpointError, ModelFileError, ResourceError
-from rayfm.formats.model_parts import ModelParts
 from rayfm.model import FactorizationMachine
 from rayfm.serving.app import EndpointReplica
 from rayfm.serving.server import client, imported, start
@@ -169,7 +168,7 @@ def _check_model(uri: str) -> None:
     """Load the model here too, where the user sees what is wrong with it, and look at all of its parameters."""
     model = FactorizationMachine.load(uri)
     try:
-        ModelParts(model.bias, model.linear, model.factors, model.predictor_type, {}, {}, {}).check_finite()
+        model.check_finite()
     except ModelFileError as error:
         remedy = "Train it with lower learning rates, or with features that are scaled."
         raise ModelFileError(f"{uri} cannot be served: {error} {remedy}") from None

@@ -211,6 +211,8 @@ def test_read__any_damage_is_a_model_file_error_or_harmless(data):
 @given(st.binary(max_size=300))
 def test_read__any_bytes_are_a_model_file_error_or_a_list(content):
     try:
-        mxnet.read(struct.pack("<QQQ", mxnet.LIST_MAGIC, 0, 1) + content)
-    except ModelFileError:
-        pass
+        arrays, names = mxnet.read(struct.pack("<QQQ", mxnet.LIST_MAGIC, 0, 1) + content)
+    except ModelFileError as error:
+        assert str(error).startswith("params: ")
+    else:
+        assert (len(arrays), len(names) <= 1) == (1, True)
