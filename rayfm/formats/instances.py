@@ -1,28 +1,13 @@
-"""Requests to an endpoint and its answers: JSON, JSON Lines and RecordIO-protobuf, as SageMaker's endpoints speak.
-
-An instance in JSON is a dense row, short or long, or a sparse one; a request may mix them::
-
-    {"features": [0.5, 0, 2]}
-    {"data": {"features": {"values": [0.5, 0, 2]}}}
-    {"data": {"features": {"keys": [0, 2], "shape": [3], "values": [0.5, 2]}}}
-
-``application/json`` has ``{"instances": [instance, ...]}``, ``application/jsonlines`` one instance on each line. A bare
-list of numbers is a dense row too, and a list of instances a request: SageMaker's ``JSONSerializer`` sends arrays so.
-"""
+"""Requests to an endpoint and its answers: JSON, JSON Lines and RecordIO-protobuf, as SageMaker's endpoints speak."""
 
 from __future__ import annotations
 
 import io
 import json
-import sys
-from collections.abc import Iterable
-from typing import Any
+from functools import lru_cache
 
-import numpy as np
-
-from rayfm.batch import MAX_FEATURE_DIM, Chunk, RowRules, SparseBatch, raise_problem
-from rayfm.errors import DataError
-from rayfm.formats import recordio
+from rayfm.batch import RowRules, SparseBatch, raise_problem
+from rayfm.formats import json_instances, recordio
 from rayfm.formats.recordio_frames import MAGIC
 from rayfm.formats.scores import ScoredRows, encoding_of
 
@@ -34,8 +19,6 @@ MEDIA_TYPES = (JSON, JSON_LINES, RECORDIO)
 """What an endpoint reads and writes."""
 
 _UNTOLD = {"", "application/octet-stream"}
-_NUMBERS = {int, float}
-_LAYOUTS = 'Send {"features": [...]} or {"data": {"features": {"keys": [...], "shape": [...], "values": [...]}}}.'
 
 
 def request_type(content_type: str | None, body: bytes) -> str | None:
@@ -71,6 +54,7 @@ def request_type(content_type: str | None, body: bytes) -> str | None:
     return JSON if not isinstance(document, dict) or "instances" in document else JSON_LINES
 
 
+@lru_cache(maxsize=64)
 def answer_type(accept: str | None, request: str) -> str | None:
     """Choose the media type of the answer.
 
@@ -149,119 +133,13 @@ def read(body: bytes, media_type: str, feature_dim: int) -> SparseBatch:
         If any instance is malformed, of another width, or holds a key outside the model or a value that is not
         finite; its number in the request, from 1, is the error's `record`.
     """
-    if media_type == RECORDIO:
-        chunks = list(recordio.read(io.BytesIO(body)))
-    else:
-        chunks = [_chunk(_instances(body) if media_type == JSON else _lines(body), feature_dim)]
+    if media_type != RECORDIO:
+        return json_instances.read(body, feature_dim, lines=media_type == JSON_LINES)
+    chunks = list(recordio.read(io.BytesIO(body)))
     rules = RowRules(feature_dim, needs_labels=False)
     for chunk in chunks:
         rules.check(chunk, raise_problem)
     return SparseBatch.concatenate([chunk.batch for chunk in chunks])
-
-
-def _instances(body: bytes) -> Iterable[Any]:
-    """Return the instances of a JSON document."""
-    document = _parsed(body)
-    instances = document.get("instances") if isinstance(document, dict) else document
-    if not isinstance(instances, list):
-        raise DataError("the request must be a JSON object with a list of 'instances'.", _LAYOUTS)
-    return instances
-
-
-def _lines(body: bytes) -> Iterable[Any]:
-    """Parse the instances of JSON Lines; blank lines are none."""
-    lines = (line for line in body.split(b"\n") if not line.isspace() and line)
-    return (_parsed(line, record) for record, line in enumerate(lines, 1))
-
-
-def _parsed(text: bytes, record: int | None = None) -> Any:
-    """Parse JSON: the one place that knows by which library."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise DataError("the JSON is nested too deeply.", _LAYOUTS, record=record) from None
-    except ValueError as error:
-        raise DataError(f"the text is not JSON: {error}.", "Check how it is written.", record=record) from None
-
-
-def _chunk(instances: Iterable[Any], feature_dim: int) -> Chunk:
-    """Make rows of parsed instances."""
-    keys: list[int] = []
-    values: list[float] = []
-    indptr = [0]
-    for record, instance in enumerate(instances, 1):
-        try:
-            row_keys, row_values = _row(instance, feature_dim)
-        except DataError as error:
-            raise DataError(error.problem, error.remedy, record=record) from None
-        keys += row_keys
-        values += row_values
-        indptr.append(len(keys))
-    return _csr(indptr, keys, values)
-
-
-def _csr(indptr: list[int], keys: list[int], values: list[float]) -> Chunk:
-    """Make a chunk of decoded rows; zeros, which dense rows are full of, are left out."""
-    try:
-        numbers = np.array(values, np.float64)
-    except OverflowError:
-        entry = next(index for index, value in enumerate(values) if abs(value) > sys.float_info.max)
-        record = int(np.searchsorted(indptr, entry, side="right"))
-        raise DataError("a value is too large for a number.", "Scale the feature.", record=record) from None
-    kept = numbers != 0
-    bounds = np.concatenate([[0], np.cumsum(kept)])[indptr]
-    return Chunk.from_csr(np.arange(len(indptr) - 1), bounds, np.array(keys, np.int64)[kept], numbers[kept])
-
-
-def _row(instance: Any, feature_dim: int) -> tuple[Iterable[int], list[float]]:
-    """Return keys and values of an instance, both checked except for the values' size."""
-    features = _features(instance)
-    keys, shape = None, None
-    if isinstance(features, dict):
-        keys, shape, features = features.get("keys"), features.get("shape"), features.get("values")
-    if shape is not None and shape != [feature_dim]:
-        raise DataError(f"shape must be [{feature_dim}], the model's width, got {_short(shape)}.", "Set it so.")
-    if not isinstance(features, list) or not set(map(type, features)) <= _NUMBERS:
-        raise DataError(f"features must have a list of numbers as values, got {_short(features)}.", _LAYOUTS)
-    if keys is not None:
-        return _checked_keys(keys, len(features), feature_dim), features
-    if len(features) != feature_dim:
-        problem = f"dense features must have {feature_dim} values, the model's width, got {len(features)}."
-        raise DataError(problem, "Send all of them, or keys with the values.")
-    return range(feature_dim), features
-
-
-def _features(instance: Any) -> Any:
-    """Return what an instance holds under ``features``, or the instance if it is a bare row."""
-    if isinstance(instance, list):
-        return instance
-    if isinstance(instance, dict):
-        data = instance if "features" in instance else instance.get("data")
-        if isinstance(data, dict) and "features" in data:
-            return data["features"]
-    raise DataError(f"an instance must have features, got {_short(instance)}.", _LAYOUTS)
-
-
-def _checked_keys(keys: Any, count: int, feature_dim: int) -> list[int]:
-    if not isinstance(keys, list) or not set(map(type, keys)) <= {int}:
-        raise DataError(f"keys must be a list of integers, got {_short(keys)}.", "Features are numbered from 0.")
-    if len(keys) != count:
-        raise DataError(f"features must have as many keys as values, got {len(keys)}, {count}.", _LAYOUTS)
-    limit = min(feature_dim, MAX_FEATURE_DIM)
-    if keys and not 0 <= min(keys) <= max(keys) < limit:
-        wrong = next(key for key in keys if not 0 <= key < limit)
-        problem = f"feature key {_short(wrong)} is outside feature_dim={feature_dim}."
-        raise DataError(problem, "Features are numbered from 0; fix the key, or train a wider model.")
-    return keys
-
-
-def _short(value: Any) -> str:
-    """Return a value of a request as text that fits a message."""
-    try:
-        text = json.dumps(value)
-    except (ValueError, RecursionError):
-        return f"a very long {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def write(rows: ScoredRows, media_type: str) -> bytes:
@@ -282,6 +160,7 @@ def write(rows: ScoredRows, media_type: str) -> bytes:
 
     Examples
     --------
+    >>> import numpy as np
     >>> rows = ScoredRows(np.array([0.1, 2], np.float32))
     >>> write(rows, JSON)
     b'{"predictions": [{"score": 0.10000000149011612}, {"score": 2.0}]}'

@@ -47,6 +47,8 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:
     """Return a read-only plain view, so that mapped, shared and own arrays are one type and compile once."""
+    if type(array) is np.ndarray and not array.flags.writeable:
+        return array
     view = array.view(np.ndarray)
     view.flags.writeable = False
     return view
