@@ -1,10 +1,13 @@
 """Fixtures for all tests, and the environment in which Ray is silent and stays on this machine."""
 
+import datetime
+import ipaddress
 import os
 import socket
 import tempfile
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 SESSION = tempfile.TemporaryDirectory(prefix="rfm", dir="/tmp", ignore_cleanup_errors=True)  # short: sockets lie below
 HOME = Path(SESSION.name) / "home"
@@ -27,6 +30,10 @@ os.environ.pop("RAY_ADDRESS", None)
 
 import boto3
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from moto.server import ThreadedMotoServer
 
 BUCKET = "rayfm-test"
@@ -110,6 +117,38 @@ def serve_url(serve):
     yield serve
     for left in endpoint.list_endpoints():
         endpoint.delete(left.name)
+
+
+class Certificate(NamedTuple):
+    certificate: str
+    key: str
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """A certificate for 127.0.0.1 that signs itself, and its key: the paths of two PEM files."""
+    folder = tmp_path_factory.mktemp("tls")
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "rayfm test")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "key.pem").write_bytes(private)
+    return Certificate(str(folder / "cert.pem"), str(folder / "key.pem"))
 
 
 OURS = {"RunController", "Worker", "ParameterServer"}

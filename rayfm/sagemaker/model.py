@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rayfm.model import FactorizationMachine
@@ -14,6 +14,8 @@ from rayfm.training.job import BASE_NAME, new_job_name
 
 if TYPE_CHECKING:
     from rayfm.sagemaker.transformer import Transformer
+    from rayfm.serving.server import ServerOptions
+    from rayfm.serving.settings import Limits
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +112,10 @@ class FactorizationMachinesModel:
         *,
         endpoint_name: str | None = None,
         wait: bool = True,
+        max_instance_count: int | None = None,
+        limits: Limits | None = None,
+        api_keys: Sequence[str] | None = None,
+        server: ServerOptions | None = None,
         **options: Any,
     ) -> FactorizationMachinesPredictor:
         """Serve the model and return a predictor for it.
@@ -131,6 +137,12 @@ class FactorizationMachinesModel:
             the new model, for which a CPU more than it has must be free, and answers all the while.
         wait
             Has no effect: the endpoint answers when this returns, which takes seconds.
+        max_instance_count
+            Most replicas: their number follows the pending requests, from `initial_instance_count` on. As many as
+            `initial_instance_count` when left out.
+        limits, api_keys, server
+            What a replica takes on, the keys of which requests must show one (the predictor shows the first), and how
+            the server listens if it is started here: see `rayfm.serving.endpoint.deploy`.
         **options
             Keywords of SageMaker's `deploy` that have no effect here: accelerator_type, tags, kms_key,
             data_capture_config and so on. A warning says so when one is given.
@@ -148,7 +160,15 @@ class FactorizationMachinesModel:
 
         _check_options("deploy", options, _DEPLOY_KEYWORDS, ("endpoint_name", "wait"))
         name = endpoint_name or new_job_name(self.name or BASE_NAME)
-        endpoint = deploy(self.model_data, name, replicas=initial_instance_count, address=self.address)
+        endpoint = deploy(
+            self.model_data,
+            name,
+            replicas=(initial_instance_count, max_instance_count or initial_instance_count),
+            limits=limits,
+            api_keys=api_keys,
+            address=self.address,
+            server=server,
+        )
         self.endpoint_name = endpoint.name
         return FactorizationMachinesPredictor(
             endpoint.name,
@@ -156,6 +176,7 @@ class FactorizationMachinesModel:
             serializer=serializer,
             deserializer=deserializer,
             endpoint_url=endpoint.url.rpartition("/endpoints/")[0],
+            api_key=api_keys[0] if api_keys else None,
             address=self.address,
         )
 

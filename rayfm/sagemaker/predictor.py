@@ -22,7 +22,7 @@ _FIRST_ROWS = 10_000  # to begin with where a row may be of any size
 class FactorizationMachinesPredictor:
     """A client of an endpoint that serves a factorization machine.
 
-    Needs no Ray cluster, except for `delete_endpoint`. Several threads may share one.
+    Needs no Ray cluster, except for `update_endpoint` and `delete_endpoint`. Several threads may share one.
 
     Parameters
     ----------
@@ -44,8 +44,10 @@ class FactorizationMachinesPredictor:
         http://127.0.0.1:8000.
     max_payload_bytes
         A matrix whose body would be longer is sent in several requests, see `predict`.
+    api_key
+        Shown with each request, for an endpoint that asks for one; the environment variable RAYFM_API_KEY by default.
     address
-        The Ray cluster, for `delete_endpoint`; RAY_ADDRESS when left out.
+        The Ray cluster, for `update_endpoint` and `delete_endpoint`; RAY_ADDRESS when left out.
 
     Examples
     --------
@@ -65,6 +67,7 @@ class FactorizationMachinesPredictor:
         endpoint: str | None = None,
         endpoint_url: str | None = None,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        api_key: str | None = None,
         address: str | None = None,
     ) -> None:
         names = {name for name in (endpoint_name, endpoint) if name}
@@ -80,7 +83,7 @@ class FactorizationMachinesPredictor:
         self._endpoint_url = endpoint_url
         self._content_type: str | None = None
         self._accept: str | tuple[str, ...] | None = None
-        self._client = RuntimeClient()
+        self._client = RuntimeClient(api_key)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.endpoint_name!r}, endpoint_url={self.endpoint_url!r})"
@@ -202,6 +205,40 @@ class FactorizationMachinesPredictor:
             yield body, count if count < rows else None
             start += count
             count = max(fitting, count)
+
+    def update_endpoint(
+        self,
+        initial_instance_count: int | None = None,
+        instance_type: str | None = None,
+        *,
+        model_name: str | None = None,
+        max_instance_count: int | None = None,
+    ) -> None:
+        """Give the endpoint another model or other replicas; it answers all the while.
+
+        Parameters
+        ----------
+        initial_instance_count, max_instance_count
+            Replicas, see `FactorizationMachinesModel.deploy`; as they are when both are left out.
+        instance_type
+            Has no effect: a replica takes one CPU of the cluster, whatever its machines are.
+        model_name
+            URI of the model; the one that it serves when left out.
+
+        Raises
+        ------
+        EndpointError
+            If there is no such endpoint, or it cannot be updated; it goes on as it was.
+        StorageError, ModelFileError, ResourceError
+            As in `FactorizationMachinesModel.deploy`.
+        """
+        from rayfm.serving.endpoint import deploy, describe
+
+        model_uri = model_name or describe(self.endpoint_name, address=self.address).model_uri
+        least = initial_instance_count or 1
+        is_told = initial_instance_count is not None or max_instance_count is not None
+        replicas = (least, max_instance_count or least) if is_told else None
+        deploy(model_uri, self.endpoint_name, replicas=replicas, address=self.address)
 
     def delete_endpoint(self, delete_endpoint_config: bool = True) -> None:
         """Stop the endpoint.

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import ipaddress
 import json
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from urllib.parse import quote, urlsplit
 import requests
 
 from rayfm.errors import DataError, EndpointError
+from rayfm.serving.urls import KEY_HEADER, default_key
 
 HEADERS = {
     "ContentType": "Content-Type",
@@ -41,10 +43,18 @@ _KEPT_CONNECTIONS = 256  # more threads than that at a time open new ones; reque
 
 
 class RuntimeClient:
-    """Sends requests to endpoints, of several threads too, and keeps the connections open in between."""
+    """Sends requests to endpoints, of several threads too, and keeps the connections open in between.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    api_key
+        Shown with each request; RAYFM_API_KEY, if that is set, when left out.
+    """
+
+    def __init__(self, api_key: str | None = None) -> None:
         self._session = requests.Session()
+        if key := api_key or default_key():
+            self._session.headers[KEY_HEADER] = key
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=_KEPT_CONNECTIONS))
 
@@ -93,6 +103,8 @@ class RuntimeClient:
 
     def _post(self, url: str, headers: Mapping[str, str], body: bytes) -> requests.Response:
         self._session.trust_env = not _is_loopback(url)  # a proxy of the environment does not lead to this machine
+        if not self._session.trust_env:  # but its authorities are those that the user trusts
+            self._session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
         try:
             return self._session.post(url, data=body, headers=headers, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S))
         except requests.exceptions.ReadTimeout as error:

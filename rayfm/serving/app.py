@@ -1,13 +1,15 @@
 """What runs in a replica of an endpoint: one model behind the HTTP interface of SageMaker's runtime.
 
-====  ================================  ==========================================================================
-POST  ``/endpoints/NAME/invocations``   scores instances; requests and answers are those of `rayfm.formats.instances`
-GET   ``/endpoints/NAME``               facts about the model, as JSON
-====  ================================  ==========================================================================
+====  ========================================  ==============================================================
+POST  ``/endpoints/NAME/invocations``           scores instances; see `rayfm.formats.instances`
+GET   ``/endpoints/NAME``                       facts about the model, as JSON
+GET   ``/endpoints/NAME/ping``                  200 while a model is loaded
+GET   ``/endpoints/NAME/execution-parameters``  what a batch transform may send
+GET   ``/endpoints/NAME/openapi.json``          all of this as an OpenAPI description
+====  ========================================  ==============================================================
 
-What boto3 shows of an error is in the header ``x-amzn-ErrorType`` and the JSON body. A request that the model cannot
-answer is a ``ModelError`` (status 424), which carries the status that a SageMaker container would have answered with:
-400 for a payload that is wrong, 406 and 415 for media types, 500 when rayfm failed.
+An endpoint at the server's root answers there too, by ``/invocations``, ``/ping`` and so on: the interface of a
+SageMaker container.
 """
 
 from __future__ import annotations
@@ -15,13 +17,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 import rayfm
@@ -30,32 +35,72 @@ from rayfm.errors import DataError
 from rayfm.formats import instances
 from rayfm.formats.scores import ScoredRows
 from rayfm.model import FactorizationMachine
+from rayfm.serving import answers, keys
+from rayfm.serving.answers import ModelFailure, Refused
+from rayfm.serving.observing import Observer, Outcome, log_file
+from rayfm.serving.openapi import description
+from rayfm.serving.settings import Limits, Settings
 from rayfm.storage import jsonable
 
-MAX_BODY_BYTES = 6 * 2**20
-"""The limit of SageMaker's real-time endpoints."""
+THREADS = 4
+"""Requests that are decoded and scored at a time. Only the kernels run side by side; the rest takes turns."""
 
-PRODUCTION_VARIANT = "AllTraffic"
-
-_INLINE_BYTES = 2**14  # decoding less than this takes less time than asking a thread to
+_INLINE_BYTES = 2**14  # scoring less than this takes less time than asking a thread to
+_HEADERS = {b"content-type", b"accept", b"content-length", b"content-encoding", b"x-api-key", b"authorization"}
+_REQUEST_ID = b"x-request-id"  # Serve gives one to each request, and logs it
 _LOG = logging.getLogger(__name__)
 
-
-class ModelFailure(Exception):
-    """The model cannot answer a request; `status` is what a SageMaker container would have answered with."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status, self.message = status, message
+_MEDIA_TYPES = ", ".join(instances.MEDIA_TYPES)
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model and what identifies it; replaced as a whole when another is to be served."""
+    """A model and what was said of it; replaced as a whole when another is to be served."""
 
     model: FactorizationMachine
-    model_uri: str
-    revision: str
+    settings: Settings
+    facts: bytes = field(repr=False)
+
+
+def invoke(
+    model: FactorizationMachine, limits: Limits, body: bytes, content_type: str | None, accept: str | None
+) -> tuple[bytes, str, int]:
+    """Answer a request.
+
+    Parameters
+    ----------
+    model
+        The model.
+    limits
+        Of which `max_rows` and `max_nonzeros` are looked at.
+    body, content_type, accept
+        The request and its headers; None where it has none.
+
+    Returns
+    -------
+    body, media_type, rows
+        The answer, and how many rows were scored.
+
+    Raises
+    ------
+    ModelFailure
+        If the request cannot be answered.
+    Refused
+        If it is too large.
+    """
+    request = instances.request_type(content_type, body)
+    if request is None:
+        raise ModelFailure(415, f"Content-Type must be one of {_MEDIA_TYPES}, got {content_type}.")
+    media_type = instances.answer_type(accept, request)
+    if media_type is None:
+        raise ModelFailure(406, f"Accept must allow one of {_MEDIA_TYPES}, got {accept}.")
+    try:
+        batch = instances.read(body, request, model.feature_dim)
+        _check_size(batch, limits)
+        rows = score(model, batch)
+    except DataError as error:
+        raise ModelFailure(400, f"unable to evaluate payload provided: {error}") from None
+    return instances.write(rows, media_type), media_type, batch.num_rows
 
 
 def score(model: FactorizationMachine, batch: SparseBatch) -> ScoredRows:
@@ -67,46 +112,19 @@ def score(model: FactorizationMachine, batch: SparseBatch) -> ScoredRows:
         If a score is not finite: the values of the row are finite, but their products are too large for float32.
     """
     scores = model.link(model.raw_scores_unchecked(batch))
-    failed = np.flatnonzero(~np.isfinite(scores))
-    if len(failed):
-        raise DataError("the score is not finite.", "Scale the features.", record=int(failed[0]) + 1)
+    finite = np.isfinite(scores)
+    if not finite.all():
+        raise DataError("the score is not finite.", "Scale the features.", record=int(finite.argmin()) + 1)
     return ScoredRows(scores, model.labels_of(scores) if model.is_classifier else None)
 
 
-def invoke(model: FactorizationMachine, body: bytes, content_type: str | None, accept: str | None) -> tuple[bytes, str]:
-    """Answer a request.
-
-    Parameters
-    ----------
-    model
-        The model.
-    body, content_type, accept
-        The request and its headers; None where it has none.
-
-    Returns
-    -------
-    body, media_type
-        The answer.
-
-    Raises
-    ------
-    ModelFailure
-        If the request cannot be answered.
-    """
-    request = instances.request_type(content_type, body)
-    if request is None:
-        raise ModelFailure(415, f"Content-Type must be one of {_MEDIA_TYPES}, got {content_type}.")
-    media_type = instances.answer_type(accept, request)
-    if media_type is None:
-        raise ModelFailure(406, f"Accept must allow one of {_MEDIA_TYPES}, got {accept}.")
-    try:
-        rows = score(model, instances.read(body, request, model.feature_dim))
-    except DataError as error:
-        raise ModelFailure(400, f"unable to evaluate payload provided: {error}") from None
-    return instances.write(rows, media_type), media_type
-
-
-_MEDIA_TYPES = ", ".join(instances.MEDIA_TYPES)
+def _check_size(batch: SparseBatch, limits: Limits) -> None:
+    for what, size, most in (
+        ("rows", batch.num_rows, limits.max_rows),
+        ("nonzeros", batch.num_entries, limits.max_nonzeros),
+    ):
+        if size > most:
+            raise Refused(413, "", f"the request must have at most {most} {what}, got {size}.")
 
 
 class EndpointReplica:
@@ -116,98 +134,164 @@ class EndpointReplica:
     ----------
     name
         The endpoint.
-    max_body_bytes
-        Larger requests are refused (413).
+    at_root
+        Whether it answers at the root of the server too.
+    is_observed
+        Whether requests are counted in Ray's metrics, and logged where the settings say so.
     """
 
-    def __init__(self, name: str, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+    def __init__(self, name: str, at_root: bool = False, is_observed: bool = False) -> None:
         self.name = name
-        self.max_body_bytes = max_body_bytes
+        self._own_path = f"/endpoints/{name}" if at_root else ""
+        self._is_observed = is_observed
+        self._observer: Observer | None = None
         self._served: Served | None = None
+        self._pending = 0
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="rayfm-score")
 
-    def reconfigure(self, settings: Mapping[str, str]) -> None:
+    async def reconfigure(self, settings: Mapping[str, Any]) -> None:
         """Load a model aside, warm it, then serve it; Serve calls this before the first request too.
 
         Parameters
         ----------
         settings
-            ``model_uri``, and ``revision``, which tells one deployment of the endpoint from the next.
+            Those of `Settings`, as a dictionary.
         """
-        served = Served(FactorizationMachine.load(settings["model_uri"]), settings["model_uri"], settings["revision"])
-        _score_a_row(served.model)  # compiles the kernel
+        wanted = Settings.of(settings)
+        served = await asyncio.to_thread(self._loaded, wanted)
+        if self._is_observed:
+            if self._observer is None:
+                self._observer = Observer(self.name, log_file(self.name) if wanted.access_log else None)
+            self._observer.serves(wanted.revision, wanted.model_uri)
         self._served = served
+
+    def _loaded(self, settings: Settings) -> Served:
+        model = FactorizationMachine.load(settings.model_uri)
+        _score_a_row(model)  # compiles the kernel
+        return Served(model, settings, json.dumps(jsonable(self._facts(model, settings))).encode())
 
     def check_health(self) -> None:
         """Score a row; Serve replaces a replica in which that fails."""
-        _score_a_row(self._current.model)
-
-    @property
-    def _current(self) -> Served:
         if self._served is None:
             raise RuntimeError(f"endpoint {self.name} has no model yet.")
-        return self._served
+        _score_a_row(self._served.model)
+
+    def __del__(self) -> None:
+        """Hand on what was seen of the last requests; Serve calls this when the replica has drained."""
+        observer = getattr(self, "_observer", None)
+        if observer is not None:
+            observer.hand_on()
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
+        started = time.perf_counter()
+        headers, request_id = _read_headers(request)
+        outcome = Outcome()
         try:
-            response = await self._route(request)
-        except ClientDisconnect:
-            response = _error(400, "ValidationError", "the client went away before the request was complete.")
-        except ModelFailure as failure:
-            response = self._model_error(failure)
-        except Exception:
-            _LOG.exception("endpoint %s failed to answer", self.name)
-            response = self._model_error(ModelFailure(500, "the server failed; its log says why."))
-        response.headers["x-amzn-RequestId"] = str(uuid.uuid4())
+            response = await self._answer(request, headers, outcome)
+            outcome.status, outcome.sent_bytes = response.status_code, len(response.body)
+        except asyncio.CancelledError:
+            outcome.status, outcome.error = 499, "disconnected"
+            raise
+        finally:
+            if self._observer is not None:
+                self._observer.record(outcome, request, request_id, time.perf_counter() - started)
+        response.headers["x-amzn-RequestId"] = request_id
         return response
 
-    async def _route(self, request: Request) -> Response:
-        path = request.scope["path"].removeprefix(request.scope.get("root_path", "")).rstrip("/")
+    async def _answer(self, request: Request, headers: Mapping[bytes, str], outcome: Outcome) -> Response:
+        path, is_runtime = self._path(request)
+        try:
+            return await self._route(path, request, headers, outcome)
+        except Refused as refused:
+            outcome.error = _ERRORS.get(refused.status, "path")
+            return refused.answer()
+        except ModelFailure as error:
+            failure = error
+        except Exception:
+            _LOG.exception("endpoint %s failed to answer", self.name)
+            failure = ModelFailure(500, "the server failed; its log says why.")
+        outcome.error = _ERRORS.get(failure.status, "internal")
+        return failure.answer() if is_runtime else failure.bare_answer()
+
+    def _path(self, request: Request) -> tuple[str, bool]:
+        """Return the path below the endpoint, and whether it came by the endpoint's name."""
+        path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+        if not self._own_path:
+            return path.rstrip("/"), True
+        below = path.removeprefix(self._own_path)
+        if below != path and below[:1] in ("", "/"):
+            return below.rstrip("/"), True
+        return path.rstrip("/"), path.startswith("/endpoints/")
+
+    async def _route(self, path: str, request: Request, headers: Mapping[bytes, str], outcome: Outcome) -> Response:
+        served = self._served
+        if served is None:
+            raise Refused(429, "ModelNotReadyException", f"endpoint {self.name} has no model yet. Try again.")
         method = _METHODS.get(path)
         if method is None:
-            return _error(404, "UnknownOperationException", f"endpoint {self.name} has nothing at {path}.")
-        if request.method != method:
-            response = _error(405, "UnknownOperationException", f"method must be {method}, got {request.method}.")
-            response.headers["Allow"] = method
-            return response
-        return await self._invoke(request) if path == "/invocations" else self._describe()
+            parts = path.split("/")
+            if len(parts) > 2 and parts[1] == "endpoints":
+                raise answers.unknown_endpoint(parts[2])
+            raise answers.unknown_operation(request.scope["path"])
+        if request.method != method and (request.method, method) != ("HEAD", "GET"):
+            raise answers.wrong_method(request.method, method)
+        if path == "/ping":
+            return Response(b"", headers={"x-rayfm-revision": served.settings.revision})
+        _check_key(headers, served.settings)
+        if path == "/invocations":
+            return await self._invocation(served, request, headers, outcome)
+        if path == "/execution-parameters":
+            return answers.document(_execution_parameters(served.settings.limits))
+        if path == "/openapi.json":
+            return answers.document(description(self.name, served.model, served.settings, bool(self._own_path)))
+        return answers.document(served.facts)
 
-    async def _invoke(self, request: Request) -> Response:
-        body = await self._body(request)
-        if body is None:
-            return _error(413, "", f"the request must have at most {self.max_body_bytes} bytes.")
-        coding = request.headers.get("content-encoding", "identity")
-        if coding.strip().lower() not in ("identity", ""):
-            raise ModelFailure(415, f"Content-Encoding must be identity, got {coding}. Send the body uncompressed.")
-        accept = ", ".join(request.headers.getlist("accept")) or None
-        arguments = self._current.model, body, request.headers.get("content-type"), accept
-        if len(body) <= _INLINE_BYTES:
-            answer, media_type = invoke(*arguments)
-        else:
-            answer, media_type = await asyncio.to_thread(invoke, *arguments)
-        return Response(answer, headers={**_VARIANT, "Content-Type": media_type})
+    async def _invocation(
+        self, served: Served, request: Request, headers: Mapping[bytes, str], outcome: Outcome
+    ) -> Response:
+        limits = served.settings.limits
+        if self._pending >= limits.max_pending:
+            message = f"endpoint {self.name} has {self._pending} requests pending already. Try again, or add replicas."
+            raise Refused(503, "ServiceUnavailable", message, {"Retry-After": "1"})
+        self._pending += 1
+        scoring: Future[tuple[bytes, str, int]] | None = None
+        try:
+            async with asyncio.timeout(limits.timeout_s):
+                body = await _body(request, headers, limits.max_body_bytes)
+                outcome.received_bytes = len(body)
+                coding = headers.get(b"content-encoding", "identity").strip().lower()
+                if coding not in ("identity", ""):
+                    problem = f"Content-Encoding must be identity, got {coding}. Send the body uncompressed."
+                    raise ModelFailure(415, problem)
+                ask = partial(
+                    invoke, served.model, limits, body, headers.get(b"content-type"), headers.get(b"accept") or None
+                )
+                if len(body) <= _INLINE_BYTES:
+                    answer, media_type, outcome.rows = ask()
+                else:
+                    scoring = self._pool.submit(ask)
+                    answer, media_type, outcome.rows = await asyncio.wrap_future(scoring)
+        except TimeoutError:
+            if not outcome.received_bytes:
+                raise Refused(408, "", f"the request must arrive within {limits.timeout_s:g} s.") from None
+            raise ModelFailure(0, "Your invocation timed out while waiting for a response from container.") from None
+        finally:
+            if scoring is None or scoring.done():
+                self._pending -= 1
+            else:  # a thread cannot be stopped, and goes on taking its place
+                loop = asyncio.get_running_loop()
+                scoring.add_done_callback(lambda _: loop.call_soon_threadsafe(self._one_less))
+        return answers.prediction(answer, media_type)
 
-    async def _body(self, request: Request) -> bytes | None:
-        """Return the body; None when it is too large, of which no more is read than tells so."""
-        announced = request.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced) > self.max_body_bytes:
-            return None
-        parts: list[bytes] = []
-        size_bytes = 0
-        async for part in request.stream():
-            size_bytes += len(part)
-            if size_bytes > self.max_body_bytes:
-                return None
-            parts.append(part)
-        return b"".join(parts)
+    def _one_less(self) -> None:
+        self._pending -= 1
 
-    def _describe(self) -> Response:
-        served = self._current
-        model = served.model
-        facts = {
+    def _facts(self, model: FactorizationMachine, settings: Settings) -> dict[str, Any]:
+        return {
             "endpoint_name": self.name,
-            "model_uri": served.model_uri,
-            "revision": served.revision,
+            "model_uri": settings.model_uri,
+            "revision": settings.revision,
             "predictor_type": model.predictor_type,
             "feature_dim": model.feature_dim,
             "num_factors": model.num_factors,
@@ -215,39 +299,75 @@ class EndpointReplica:
             "hyperparameters": model.hyperparameters,
             "rayfm_version": rayfm.__version__,
         }
-        return _json(200, jsonable(facts))
-
-    def _model_error(self, failure: ModelFailure) -> Response:
-        side = "client" if failure.status < 500 else "server"
-        message = f'Received {side} error ({failure.status}) from primary with message "{failure.message}".'
-        return _error(
-            424,
-            "ModelError",
-            message,
-            ErrorCode=f"{side.upper()}_ERROR_FROM_MODEL",
-            LogStreamArn="",
-            OriginalMessage=failure.message,
-            OriginalStatusCode=failure.status,
-        )
 
 
-_METHODS = {"/invocations": "POST", "": "GET"}
-_VARIANT = {"x-Amzn-Invoked-Production-Variant": PRODUCTION_VARIANT}
+_METHODS = {
+    "/invocations": "POST",
+    "": "GET",
+    "/ping": "GET",
+    "/execution-parameters": "GET",
+    "/openapi.json": "GET",
+}
+_ERRORS = {
+    0: "timeout", 400: "payload", 401: "key", 403: "key", 406: "media_type", 408: "timeout", 413: "too_large",
+    415: "media_type", 429: "overloaded", 499: "disconnected", 503: "overloaded",
+}  # fmt: skip
+
+
+def _read_headers(request: Request) -> tuple[dict[bytes, str], str]:
+    """Return the headers that matter, lines of one name joined, and the identifier of the request."""
+    headers: dict[bytes, str] = {}
+    request_id = ""
+    for name, value in request.scope["headers"]:
+        if name in _HEADERS:
+            text = value.decode("latin-1")
+            headers[name] = f"{headers[name]}, {text}" if name in headers else text
+        elif name == _REQUEST_ID and len(value) <= 64:
+            request_id = value.decode("latin-1")
+    return headers, request_id or str(uuid.uuid4())
+
+
+def _check_key(headers: Mapping[bytes, str], settings: Settings) -> None:
+    """See that a request shows a key, where keys are asked for."""
+    if not settings.key_digests:
+        return
+    key = keys.shown_key(headers.get(b"x-api-key"), headers.get(b"authorization"))
+    if key is None:
+        message = "the request must show an API key, in X-Api-Key or as a bearer token."
+        raise Refused(401, "MissingAuthenticationTokenException", message, {"WWW-Authenticate": "Bearer"})
+    if not keys.is_known(key, settings.key_digests):
+        raise Refused(403, "AccessDeniedException", "the API key is not one of this endpoint's.")
+
+
+async def _body(request: Request, headers: Mapping[bytes, str], max_bytes: int) -> bytes:
+    """Return the body, of which no more is read than tells that it is too large."""
+    announced = headers.get(b"content-length", "")
+    parts: list[bytes] = []
+    size_bytes = int(announced) if announced.isascii() and announced.isdecimal() and len(announced) < 20 else 0
+    received_bytes = 0
+    while size_bytes <= max_bytes:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(499, "ValidationError", "the client went away before the request was complete.")
+        part = message.get("body", b"")
+        received_bytes += len(part)
+        size_bytes = max(size_bytes, received_bytes)
+        parts.append(part)
+        if not message.get("more_body") and size_bytes <= max_bytes:
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+    raise Refused(413, "", f"the request must have at most {max_bytes} bytes.")
+
+
+def _execution_parameters(limits: Limits) -> dict[str, Any]:
+    """Return what a batch transform may send, in SageMaker's words."""
+    return {
+        "MaxConcurrentTransforms": THREADS,
+        "BatchStrategy": "MULTI_RECORD",
+        "MaxPayloadInMB": max(1, limits.max_body_bytes // 2**20),
+    }
 
 
 def _score_a_row(model: FactorizationMachine) -> None:
     batch = SparseBatch.from_csr([0, 1], [model.feature_dim - 1], [1.0])
     if not np.isfinite(model.link(model.raw_scores_unchecked(batch))).all():
         raise RuntimeError("the model's score of a row is not finite.")
-
-
-def _error(status: int, code: str, message: str, **members: Any) -> Response:
-    """Make an answer of which boto3 makes a `ClientError` with this code and message."""
-    response = _json(status, {"Message": message, **members})
-    if code:
-        response.headers["x-amzn-ErrorType"] = code
-    return response
-
-
-def _json(status: int, document: Any) -> Response:
-    return Response(json.dumps(document), status_code=status, headers={"Content-Type": "application/json"})

@@ -3,17 +3,21 @@
 import asyncio
 import io
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from starlette.requests import Request
 
+from rayfm.errors import EndpointError
+from rayfm.formats import recordio
 from rayfm.formats.record_pb2 import Record
 from rayfm.formats.recordio_frames import read_frames
 from rayfm.model import FactorizationMachine
-from rayfm.serving import app
+from rayfm.serving import app, keys
 from rayfm.serving.app import EndpointReplica
+from rayfm.serving.settings import Limits, Settings
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TASKS = ("regressor", "binary_classifier")
@@ -25,13 +29,15 @@ SDK = {
     if "body_hex" in case
 }
 
+MODEL = FactorizationMachine(0.5, np.ones(3, np.float32), np.zeros((3, 2), np.float32))
+"""Scores 0.5 + x0 + x1 + x2."""
 ROW = b'{"instances": [{"features": [1.0, 0.0, 2.0]}]}'
 
 
-def replica_of(model, path, **options):
+def replica_of(model, path, *, at_root=False, **settings):
     model.save(path)
-    replica = EndpointReplica("fm-ep", **options)
-    replica.reconfigure({"model_uri": str(path), "revision": "r1"})
+    replica = EndpointReplica("fm-ep", at_root)
+    asyncio.run(replica.reconfigure(Settings(str(path), "r1", **settings).as_dict()))
     return replica
 
 
@@ -41,17 +47,18 @@ def replica(tmp_path):
     model = FactorizationMachine(
         0.5, np.ones(3, np.float32), np.zeros((3, 2), np.float32), metrics={"validation:rmse": float("nan")}
     )
-    return replica_of(model, tmp_path / "model.safetensors", max_body_bytes=1000)
+    return replica_of(model, tmp_path / "model.safetensors", limits=Limits(max_body_bytes=1000))
 
 
-def ask(replica, path="/invocations", body=ROW, *, method="POST", parts=None, **headers):
-    """Send a request to the replica as Serve does; a header may have a list of values."""
+def request_to(replica, path="/invocations", body=ROW, *, method="POST", parts=None, **headers):
+    """A request to the replica as Serve makes it; a header may have a list of values."""
+    prefix = "" if replica._own_path else "/endpoints/fm-ep"
     lines = [(name.replace("_", "-").lower().encode(), values) for name, values in headers.items()]
     scope = {
         "type": "http",
         "method": method,
-        "path": f"/endpoints/fm-ep{path}",
-        "root_path": "/endpoints/fm-ep",
+        "path": prefix + path,
+        "root_path": prefix,
         "query_string": b"",
         "headers": [
             (name, value.encode())
@@ -65,9 +72,16 @@ def ask(replica, path="/invocations", body=ROW, *, method="POST", parts=None, **
         if not pending:
             return {"type": "http.disconnect"}
         part = pending.pop(0)
-        return {"type": "http.request", "body": part, "more_body": part is None or bool(pending)}
+        if part is None:  # the rest is long in coming
+            await asyncio.sleep(60)
+        return {"type": "http.request", "body": part, "more_body": bool(pending)}
 
-    return asyncio.run(replica(Request(scope, receive)))
+    return Request(scope, receive)
+
+
+def ask(replica, *arguments, **options):
+    """Send a request to the replica."""
+    return asyncio.run(replica(request_to(replica, *arguments, **options)))
 
 
 def answered(content, media_type):
@@ -190,8 +204,8 @@ def test_replica__takes_the_accept_of_all_its_lines(replica):
     assert (response.status_code, response.headers["content-type"]) == (200, JSON_LINES)
 
 
-def test_replica__a_large_request_is_scored_like_a_small_one(replica):
-    replica.max_body_bytes = 2**20
+def test_replica__a_large_request_is_scored_like_a_small_one(tmp_path):
+    replica = replica_of(MODEL, tmp_path / "model.safetensors")
     body = b"\n".join([b'{"features": [1, 0, %d]}' % row for row in range(5000)])
     assert len(body) > app._INLINE_BYTES
     response = ask(replica, body=body, content_type=JSON_LINES)
@@ -230,7 +244,6 @@ def test_replica__describes_its_model(replica):
         ("GET", "/invocations", 405),
         ("POST", "", 405),
         ("POST", "/async-invocations", 404),
-        ("POST", "/endpoints/fm-ep/invocations", 404),
         ("GET", "/x", 404),
     ],
 )
@@ -247,7 +260,7 @@ def test_replica__its_own_failure_is_a_model_error_that_tells_nothing(replica, m
 
 def test_replica__a_model_that_cannot_be_loaded_leaves_the_old_one(replica, tmp_path):
     with pytest.raises(OSError, match="there is no model"):
-        replica.reconfigure({"model_uri": str(tmp_path / "other.safetensors"), "revision": "r2"})
+        asyncio.run(replica.reconfigure({"model_uri": str(tmp_path / "other.safetensors"), "revision": "r2"}))
     assert json.loads(ask(replica, "", method="GET").body)["revision"] == "r1"
 
 
@@ -261,3 +274,173 @@ def test_replica__health_is_a_scored_row(replica, monkeypatch):
 def test_replica__has_no_health_before_a_model():
     with pytest.raises(RuntimeError, match="no model yet"):
         EndpointReplica("fm-ep").check_health()
+
+
+KEY, OTHER_KEY = "0123456789abcdef", "a-key-nobody-gave-out"
+SIGNED = "AWS4-HMAC-SHA256 Credential={}/20261122/us-east-1/sagemaker/aws4_request, SignedHeaders=host, Signature=00"
+
+
+@pytest.fixture
+def locked(tmp_path):
+    """An endpoint that asks for one of two keys."""
+    return replica_of(MODEL, tmp_path / "model.safetensors", key_digests=keys.digests(["fedcba9876543210", KEY]))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"x_api_key": KEY}, {"authorization": f"Bearer {KEY}"}, {"authorization": SIGNED.format(KEY)}],
+)
+def test_replica__answers_whoever_shows_a_key(locked, headers):
+    assert ask(locked, content_type=JSON, **headers).status_code == 200
+    assert ask(locked, "", method="GET", **headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        ({}, 401, "MissingAuthenticationTokenException"),
+        ({"authorization": "Basic " + KEY}, 401, "MissingAuthenticationTokenException"),
+        ({"x_api_key": OTHER_KEY}, 403, "AccessDeniedException"),
+        ({"x_api_key": ""}, 403, "AccessDeniedException"),
+        ({"authorization": SIGNED.format(OTHER_KEY)}, 403, "AccessDeniedException"),
+        ({"x_api_key": keys.digests([KEY])[0]}, 403, "AccessDeniedException"),
+    ],
+)
+def test_replica__refuses_whoever_shows_none(locked, headers, status, code):
+    for path, method in (("/invocations", "POST"), ("", "GET"), ("/openapi.json", "GET")):
+        response = ask(locked, path, method=method, **headers)
+        assert (response.status_code, response.headers["x-amzn-ErrorType"]) == (status, code)
+        assert (response.headers.get("www-authenticate") == "Bearer") == (status == 401)
+
+
+def test_replica__health_needs_no_key(locked):
+    response = ask(locked, "/ping", method="GET")
+    assert (response.status_code, response.body) == (200, b"")
+    assert response.headers["x-rayfm-revision"] == "r1"
+
+
+@pytest.mark.parametrize(
+    ("limits", "problem"),
+    [({"max_rows": 2}, "at most 2 rows, got 3"), ({"max_nonzeros": 5}, "at most 5 nonzeros, got 6")],
+)
+@pytest.mark.parametrize("media_type", [JSON_LINES, RECORDIO])
+def test_replica__refuses_more_rows_or_nonzeros_than_the_limit(tmp_path, limits, problem, media_type):
+    replica = replica_of(MODEL, tmp_path / "model.safetensors", limits=Limits(**limits))
+    file = io.BytesIO()
+    recordio.write_numpy_to_dense_tensor(file, np.array([[1, 0, 2]] * 3, np.float32))
+    body = file.getvalue() if media_type == RECORDIO else b'{"features": [1, 0, 2]}\n' * 3
+    response = ask(replica, body=body, content_type=media_type)
+    assert response.status_code == 413
+    assert problem in json.loads(response.body)["Message"]
+
+
+def test_replica__a_body_that_does_not_arrive_in_time_is_408(tmp_path):
+    replica = replica_of(MODEL, tmp_path / "model.safetensors", limits=Limits(timeout_s=0.05))
+    response = ask(replica, parts=[ROW[:10], None], content_type=JSON)
+    assert response.status_code == 408
+    assert json.loads(response.body) == {"Message": "the request must arrive within 0.05 s."}
+
+
+def test_replica__rows_that_take_too_long_are_a_server_error_of_the_model(tmp_path, monkeypatch):
+    replica = replica_of(MODEL, tmp_path / "model.safetensors", limits=Limits(timeout_s=0.05, max_pending=1))
+    release = threading.Event()
+    monkeypatch.setattr(app, "score", lambda model, batch: release.wait(30))
+    body = ROW.ljust(app._INLINE_BYTES + 1)
+
+    async def three():
+        first = await replica(request_to(replica, body=body, content_type=JSON))
+        second = await replica(request_to(replica, body=body, content_type=JSON))  # the thread is still at the first
+        release.set()
+        monkeypatch.undo()
+        while replica._pending:
+            await asyncio.sleep(0.01)
+        return first, second, await replica(request_to(replica, body=body, content_type=JSON))
+
+    late, refused, answered_ = asyncio.run(three())
+    assert original(late) == (0, "Your invocation timed out while waiting for a response from container.")
+    assert "Received server error (0) from primary" in json.loads(late.body)["Message"]
+    assert (refused.status_code, refused.headers["x-amzn-ErrorType"]) == (503, "ServiceUnavailable")
+    assert refused.headers["retry-after"] == "1"
+    assert answered_.status_code == 200
+
+
+def test_replica__refuses_requests_above_the_limit_of_pending_ones(tmp_path):
+    replica = replica_of(MODEL, tmp_path / "model.safetensors", limits=Limits(max_pending=2))
+
+    async def four():
+        slow = [asyncio.create_task(replica(request_to(replica, parts=[ROW[:5], None]))) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        refused = await replica(request_to(replica, content_type=JSON))
+        for task in slow:
+            task.cancel()  # as Serve does when the client has gone
+        await asyncio.gather(*slow, return_exceptions=True)
+        return refused, await replica(request_to(replica, content_type=JSON))
+
+    refused, answered_ = asyncio.run(four())
+    assert (refused.status_code, answered_.status_code) == (503, 200)
+
+
+def test_replica__before_a_model_is_not_ready():
+    response = ask(EndpointReplica("fm-ep"))
+    assert (response.status_code, response.headers["x-amzn-ErrorType"]) == (429, "ModelNotReadyException")
+
+
+@pytest.fixture
+def container(tmp_path):
+    """An endpoint at the root of the server."""
+    return replica_of(MODEL, tmp_path / "model.safetensors", at_root=True, limits=Limits(max_body_bytes=9 * 2**20))
+
+
+def test_replica__at_the_root_is_a_container(container):
+    assert answered(ask(container, content_type=JSON).body, JSON) == [(3.5, None)]
+    assert ask(container, "/ping", method="GET").body == b""
+    assert json.loads(ask(container, "/execution-parameters", method="GET").body) == {
+        "MaxConcurrentTransforms": app.THREADS,
+        "BatchStrategy": "MULTI_RECORD",
+        "MaxPayloadInMB": 9,
+    }
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({"content_type": "text/csv"}, 415), ({"accept": "text/csv"}, 406), ({"content_type": RECORDIO}, 400)],
+)
+def test_replica__at_the_root_answers_failures_as_a_container(container, headers, status):
+    response = ask(container, **headers)
+    assert response.status_code == status
+    assert list(json.loads(response.body)) == ["Message"]
+
+
+def test_replica__at_the_root_is_an_endpoint_by_its_name(container):
+    assert ask(container, "/endpoints/fm-ep/invocations", content_type=JSON).status_code == 200
+    assert original(ask(container, "/endpoints/fm-ep/invocations", content_type="text/csv"))[0] == 415
+    assert json.loads(ask(container, "/endpoints/fm-ep", method="GET").body)["endpoint_name"] == "fm-ep"
+
+
+@pytest.mark.parametrize("path", ["/endpoints/other/invocations", "/endpoints/fm-ep2/invocations", "/endpoints/a"])
+def test_replica__at_the_root_knows_no_other_endpoint(container, path):
+    response = ask(container, path)
+    assert (response.status_code, response.headers["x-amzn-ErrorType"]) == (400, "ValidationError")
+    name = path.split("/")[2]
+    assert json.loads(response.body) == {"Message": f"Endpoint {name} of account 000000000000 not found."}
+
+
+def test_replica__describes_its_interface(container, locked):
+    description = json.loads(ask(container, "/openapi.json", method="GET").body)
+    assert {"/invocations", "/ping", "/endpoints/fm-ep/invocations", "/endpoints/fm-ep"} <= set(description["paths"])
+    assert description["components"]["schemas"]["Facts"]["properties"]["feature_dim"] == {"const": 3}
+    assert "security" not in description
+    description = json.loads(ask(locked, "/openapi.json", method="GET", x_api_key=KEY).body)
+    assert description["security"] == [{"api_key": []}, {"bearer": []}]
+    assert "/invocations" not in description["paths"]
+
+
+@pytest.mark.parametrize("name", ["max_body_bytes", "max_rows", "max_nonzeros", "max_pending", "timeout_s"])
+def test_limits__must_be_positive(name):
+    with pytest.raises(EndpointError, match=f"{name} must be > 0, got 0"):
+        Limits(**{name: 0})
+
+
+def test_settings__survive_as_plain_data():
+    settings = Settings("m", "r", Limits(max_rows=3), ("ab",), False)
+    assert Settings.of(json.loads(json.dumps(settings.as_dict()))) == settings

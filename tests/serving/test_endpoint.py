@@ -16,7 +16,8 @@ from botocore.exceptions import ClientError
 
 from rayfm.errors import EndpointError, ModelFileError, ResourceError, StorageError
 from rayfm.model import FactorizationMachine
-from rayfm.serving import endpoint, server
+from rayfm.serving import applications, endpoint, server
+from rayfm.serving.endpoint import Limits, ServerOptions
 
 JSON = "application/json"
 ROW = b'{"instances": [{"features": [1.0, 0.0, 2.0]}]}'
@@ -157,30 +158,21 @@ def test_boto3__raises_a_model_error_for_what_cannot_be_answered(regressor, runt
     assert seen["Error"]["Message"].startswith(f"Received client error ({status}) from primary with message")
 
 
-@pytest.mark.parametrize(
-    ("name", "body", "code"), [("fm-regressor", b" " * (7 * 2**20), "413"), ("no-such-endpoint", ROW, "404")]
-)
-def test_boto3__raises_a_client_error_where_no_model_was_asked(regressor, runtime, name, body, code):
-    with pytest.raises(ClientError) as caught:
-        runtime.invoke_endpoint(EndpointName=name, ContentType=JSON, Body=body)
-    assert caught.value.response["Error"]["Code"] == code
-
-
 def test_list_endpoints__has_them_by_name(regressor, classifier):
     assert endpoint.list_endpoints() == [classifier, regressor]
     assert endpoint.describe("fm-classifier") == classifier
 
 
 def test_deploy__gives_an_endpoint_a_new_model_while_the_old_one_answers(regressor, tmp_path, monkeypatch):
-    look, running = endpoint._applications, []
+    look, running = applications.applications, []
 
-    def applications():
+    def watched():
         found = look()
         replicas = found["fm-regressor"]["deployments"]["rayfm-endpoint"]["replicas"]
         running.append(sum(replica["state"] == "RUNNING" for replica in replicas))
         return found
 
-    monkeypatch.setattr(endpoint, "_applications", applications)  # which deploy polls
+    monkeypatch.setattr(applications, "applications", watched)  # which deploy polls
     with asking_all_the_while(regressor.url) as (seen, failures):
         updated = endpoint.deploy(save_model(tmp_path / "model.safetensors", 100), "fm-regressor")
         assert scores(regressor.url) == [103]
@@ -191,9 +183,40 @@ def test_deploy__gives_an_endpoint_a_new_model_while_the_old_one_answers(regress
     assert len(running) > 3
 
 
+KEY = "0123456789abcdef"
+
+
+def test_deploy__keeps_what_it_is_not_told_anew(regressor, tmp_path):
+    uri = save_model(tmp_path / "model.safetensors", 1)
+    limited = endpoint.deploy(uri, "fm-regressor", limits=Limits(max_rows=1), api_keys=[KEY], access_log=False)
+    again = endpoint.deploy(save_model(tmp_path / "other.safetensors", 2), "fm-regressor")
+    assert (again.limits, again.needs_key, again.replicas) == (Limits(max_rows=1), True, 1)
+    assert again.revision != limited.revision
+    assert requests.post(f"{again.url}/invocations", data=ROW, timeout=10).status_code == 401
+    header = {"X-Api-Key": KEY}
+    assert requests.post(f"{again.url}/invocations", data=ROW, headers=header, timeout=10).ok
+    open_ = endpoint.deploy(uri, "fm-regressor", api_keys=[], limits=Limits())
+    assert (open_.needs_key, scores(open_.url)) == (False, [4])
+
+
+def test_boto3__shows_a_key_as_its_access_key(regressor, serve_url):
+    endpoint.deploy(regressor.model_uri, "fm-regressor", api_keys=[KEY])
+    answers = []
+    for key in (KEY, "AKIAIOSFODNN7EXAMPLE"):
+        secret = {"aws_access_key_id": key, "aws_secret_access_key": "any", "region_name": "us-east-1"}
+        client = boto3.client("sagemaker-runtime", endpoint_url=serve_url, **secret)
+        try:
+            answers.append(client.invoke_endpoint(EndpointName="fm-regressor", Body=ROW)["Body"].read())
+        except ClientError as error:
+            answers.append(error.response["Error"]["Code"])
+        client.close()
+    assert answers == [b'{"predictions": [{"score": 3.5}]}', "AccessDeniedException"]
+    endpoint.deploy(regressor.model_uri, "fm-regressor", api_keys=[])
+
+
 def test_deploy__of_what_replicas_cannot_load_leaves_the_old_model(regressor, tmp_path, monkeypatch):
     monkeypatch.setattr(endpoint, "_check_model", lambda uri: None)  # as if the driver alone could read it
-    monkeypatch.setattr(endpoint, "_MAX_FAILED_STARTS", 1)
+    monkeypatch.setattr(applications, "MAX_FAILED_STARTS", 1)
     before = endpoint.describe("fm-regressor"), requests.get(regressor.url, timeout=10).json(), scores(regressor.url)
     with asking_all_the_while(regressor.url) as (seen, failures):
         with pytest.raises(EndpointError, match=r"endpoint fm-regressor did not start: .*there is no model at"):
@@ -219,7 +242,8 @@ def test_deploy__without_a_cpu_for_the_new_model_leaves_the_old_one(regressor, t
 def test_delete__removes_the_endpoint(serve_url, classifier):
     endpoint.delete("fm-classifier")
     assert "fm-classifier" not in [other.name for other in endpoint.list_endpoints()]
-    assert requests.post(f"{classifier.url}/invocations", data=ROW, timeout=10).status_code == 404
+    answer = requests.post(f"{classifier.url}/invocations", data=ROW, timeout=10)
+    assert (answer.status_code, answer.headers["x-amzn-ErrorType"]) == (400, "ValidationError")
     with pytest.raises(EndpointError, match="there is no endpoint fm-classifier"):
         endpoint.delete("fm-classifier")
 
@@ -267,7 +291,8 @@ def test_deploy__refuses_parameters_that_are_not_finite_before_anything_changes(
 
 
 def test_deploy__does_not_replace_an_application_that_is_no_endpoint(serve_url, tmp_path, monkeypatch):
-    monkeypatch.setattr(endpoint, "_applications", lambda: {"other": {"status": "RUNNING", "deployments": {}}})
+    other = {"status": "RUNNING", "deployments": {}, "route_prefix": "/other"}
+    monkeypatch.setattr(applications, "applications", lambda: {"other": other})
     with pytest.raises(EndpointError, match="other is an application of Ray Serve that is no endpoint"):
         endpoint.deploy(save_model(tmp_path / "model.safetensors", 0), "other")
     assert endpoint.list_endpoints() == []
@@ -279,14 +304,17 @@ def test_deploy__refuses_a_name_that_sagemaker_refuses(name):
         endpoint.deploy("model.safetensors", name)
 
 
-def test_deploy__refuses_no_replicas():
-    with pytest.raises(EndpointError, match="replicas must be >= 1, got 0"):
-        endpoint.deploy("model.safetensors", "fm", replicas=0)
+@pytest.mark.parametrize(
+    ("replicas", "problem"), [(0, "must be >= 1, got 0"), ((2, 1), "must be the least and the most .*, got 2 and 1")]
+)
+def test_deploy__refuses_replicas_that_cannot_be(replicas, problem):
+    with pytest.raises(EndpointError, match=f"replicas {problem}"):
+        endpoint.deploy("model.safetensors", "fm", replicas=replicas)
 
 
 @pytest.fixture
 def no_serve(ray_cluster, monkeypatch):
-    for module in (endpoint, server):
+    for module in (applications, server):
         monkeypatch.setattr(module, "client", lambda: None)
 
 
@@ -298,11 +326,29 @@ def test_start__refuses_a_port_where_something_else_listens(no_serve, monkeypatc
             endpoint.deploy(save_model(tmp_path / "model.safetensors", 0), "fm")
 
 
-@pytest.mark.parametrize("url", ["http://10.1.2.3:8000", "https://127.0.0.1:8000", "http://127.0.0.1:8000/base"])
-def test_start__listens_on_the_loopback_interface_only(no_serve, monkeypatch, tmp_path, url):
-    monkeypatch.setenv("RAYFM_ENDPOINT_URL", url)
-    with pytest.raises(ResourceError, match="on the loopback interface only, got RAYFM_ENDPOINT_URL="):
+def test_start__listens_on_the_loopback_interface_unless_told_otherwise(no_serve, monkeypatch, tmp_path):
+    monkeypatch.setenv("RAYFM_ENDPOINT_URL", "http://10.1.2.3:8000")
+    with pytest.raises(ResourceError, match=r"on the loopback interface only, got RAYFM_ENDPOINT_URL=.*--host"):
         endpoint.deploy(save_model(tmp_path / "model.safetensors", 0), "fm")
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "problem"),
+    [
+        ("https://127.0.0.1:8443", {}, "must begin with http:// without a certificate, got https://"),
+        ("http://127.0.0.1:8443", {"tls_certificate": "c", "tls_key": "k"}, "must begin with https:// with a cert"),
+        ("https://127.0.0.1:1", {"tls_certificate": "/no", "tls_key": "/no"}, "/no must be readable on the head node"),
+    ],
+)
+def test_start__refuses_options_of_tls_that_do_not_fit(no_serve, monkeypatch, tmp_path, url, options, problem):
+    monkeypatch.setenv("RAYFM_ENDPOINT_URL", url)
+    with pytest.raises(ResourceError, match=problem):
+        endpoint.deploy(save_model(tmp_path / "model.safetensors", 0), "fm", server=ServerOptions("0.0.0.0", **options))
+
+
+def test_server_options__a_certificate_needs_its_key():
+    with pytest.raises(ResourceError, match="tls_certificate and tls_key must be given together"):
+        ServerOptions(tls_certificate="c")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:port", "http://127.0.0.1:99999", "http://[::1"])

