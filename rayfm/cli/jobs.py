@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rayfm.cli.command import Command, CommandGroup, Function, debug_option
-from rayfm.cli.models import as_json, listed
+from rayfm.cli.models import aligned, as_json, listed
 
 if TYPE_CHECKING:
     from rayfm.training.jobs import TrainingJob
@@ -268,9 +268,7 @@ def table(found: Iterable[dict[str, Any]]) -> str:
                 "".join(_worded(*measure) for measure in job["measure"].items()),
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
+    return aligned(rows)
 
 
 def _worded(name: str, value: float | None) -> str:

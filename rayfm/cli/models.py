@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -133,6 +133,18 @@ def listed(values: Mapping[str, Any], margin: str = "") -> str:
         f"{margin}{name:<{width}}  {f'{value:.6g}' if isinstance(value, float) else value}"
         for name, value in values.items()
     )
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Write a line for each row, the cells of a column below one another.
+
+    >>> print(aligned([("name", "status"), ("fm", "InService")]))
+    name  status
+    fm    InService
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def as_json(values: Any) -> str:
