@@ -138,7 +138,7 @@ class _Rows:
 def _label_array(labels: list[float | None]) -> NDArray[np.float32] | None:
     if all(label is None for label in labels):
         return None
-    with np.errstate(over="ignore"):  # becomes inf, which the row checks report
+    with np.errstate(over="ignore", invalid="ignore"):  # becomes inf or NaN, which the row checks report
         return np.array(labels, dtype=np.float64).astype(np.float32)
 
 

@@ -1,6 +1,7 @@
 import io
 import itertools
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,12 @@ def test_read__rounds_float64_to_float32_and_lets_it_become_infinite():
     batch = read_one(frame(record([0.1, 1e300], labels=[1e300], kind="float64_tensor", label_kind="float64_tensor")))
     assert batch.batch.values.tolist() == [np.float32(0.1), np.inf]
     assert batch.batch.labels.tolist() == [np.inf]
+
+
+def test_read__takes_a_signaling_nan_as_nan():
+    [nan] = struct.unpack("<d", struct.pack("<Q", 0x7FF0000000000001))  # NumPy warns when it makes a float32 of it
+    batch = read_one(frame(record([nan], labels=[nan], kind="float64_tensor", label_kind="float64_tensor"))).batch
+    np.testing.assert_array_equal([batch.values, batch.labels], np.nan)
 
 
 def test_read__takes_a_sparse_record_with_only_a_shape_as_zero_row():
