@@ -27,9 +27,10 @@ import gzip
 import io
 import json
 import math
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import repeat
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
@@ -180,11 +181,11 @@ def _encode_text(rows: ScoredRows) -> bytes:
 
 
 def _encode_json_lines(rows: ScoredRows) -> bytes:
-    return "".join(f"{{{members}}}\n" for members in _members(rows)).encode()
+    return "".join(_objects(rows, end="}\n")).encode()
 
 
 def _encode_json(rows: ScoredRows) -> bytes:
-    return ", ".join(f"{{{members}}}" for members in _members(rows)).encode()
+    return ", ".join(_objects(rows)).encode()
 
 
 def _join_json(file: IO[bytes], parts: Iterable[bytes]) -> None:
@@ -196,24 +197,27 @@ def _join_json(file: IO[bytes], parts: Iterable[bytes]) -> None:
     file.write(b"]}")
 
 
-def _members(rows: ScoredRows) -> Iterator[str]:
-    """Yield the inside of each row's JSON object."""
-    columns = [[f'"score": {_number(score)}' for score in rows.scores.tolist()]]
+def _objects(rows: ScoredRows, end: str = "}") -> Iterator[str]:
+    """Yield each row's JSON object."""
+    columns = [[f'{{"score": {score}' for score in _numbers(rows.scores)]]
     if rows.predicted_labels is not None:
         columns.append([f', "predicted_label": {label!r}' for label in rows.predicted_labels.tolist()])
     if rows.uids is not None:
         columns.append(["" if uid is None else f', "uid": {json.dumps(uid)}' for uid in rows.uids.tolist()])
     if rows.labels is not None:
-        columns.append([f', "{LABEL}": {_number(label)}' for label in rows.labels.tolist()])
+        columns.append([f', "{LABEL}": {label}' for label in _numbers(rows.labels)])
     if rows.extras is not None:
         for name, column in zip(rows.extras.column_names, rows.extras.columns, strict=True):
             start = f", {json.dumps(name)}: "
             columns.append([start + json.dumps(_plain(value, name)) for value in column.to_pylist()])
+    columns.append([end] * len(rows.scores))
     return map("".join, zip(*columns, strict=True))
 
 
-def _number(value: float) -> str:
-    return repr(value) if math.isfinite(value) else "null"
+def _numbers(values: NDArray[np.float32]) -> Iterable[str]:
+    if np.isfinite(values).all():
+        return map(repr, values.tolist())
+    return [repr(value) if math.isfinite(value) else "null" for value in values.tolist()]
 
 
 def _plain(value: Any, column: str) -> Any:
@@ -232,6 +236,8 @@ def _plain(value: Any, column: str) -> Any:
 
 
 def _encode_recordio(rows: ScoredRows) -> bytes:
+    if rows.uids is None and rows.labels is None:
+        return _encode_equal_records(rows)
     file = io.BytesIO()
     record = Record()
     columns = (rows.predicted_labels, rows.labels, rows.uids)
@@ -247,6 +253,32 @@ def _encode_recordio(rows: ScoredRows) -> bytes:
             record.uid = uid
         write_frame(file, record.SerializeToString(deterministic=True))  # else maps come in any order
     return file.getvalue()
+
+
+def _encode_equal_records(rows: ScoredRows) -> bytes:
+    """Fill the numbers into copies of a record, which differ in nothing else: the answers of endpoints."""
+    is_classifier = rows.predicted_labels is not None
+    template, layout = _answer_layout(is_classifier)
+    records = np.frombuffer(bytearray(template * len(rows.scores)), layout)
+    records["score"] = rows.scores
+    if is_classifier:
+        records["predicted_label"] = rows.predicted_labels
+    return records.tobytes()
+
+
+@cache
+def _answer_layout(is_classifier: bool) -> tuple[bytes, np.dtype[Any]]:
+    """Return the framed record of an answer, and where its numbers lie."""
+    marks = {"score": math.pi} | ({"predicted_label": math.e} if is_classifier else {})  # bytes that nothing else has
+    record = Record()
+    for name, mark in marks.items():
+        record.label[name].float32_tensor.values.append(mark)
+    file = io.BytesIO()
+    write_frame(file, record.SerializeToString(deterministic=True))
+    template = file.getvalue()
+    offsets = [template.index(struct.pack("<f", mark)) for mark in marks.values()]
+    formats = ["<f4"] * len(marks)
+    return template, np.dtype({"names": list(marks), "formats": formats, "offsets": offsets, "itemsize": len(template)})
 
 
 def _encode_parquet(rows: ScoredRows) -> bytes:

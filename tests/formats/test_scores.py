@@ -110,6 +110,19 @@ def test_recordio__has_no_predicted_label_for_a_regressor():
     assert [list(row.label) for row in records(written("scores.pbr", REGRESSOR))] == [["score"]] * 5
 
 
+@pytest.mark.parametrize("labels", [None, LABELS])
+@pytest.mark.parametrize("scores", [SCORES, np.array([np.inf, -0.0, np.nan, np.pi, np.e], np.float32), SCORES[:1]])
+def test_recordio__is_the_same_bytes_whether_or_not_rows_could_have_uids(scores, labels):
+    labels = None if labels is None else labels[: len(scores)]
+    row_by_row = ScoredRows(scores, labels, uids=np.full(len(scores), None))
+    assert written("s.pbr", [ScoredRows(scores, labels)]) == written("s.pbr", [row_by_row]) != b""
+
+
+@pytest.mark.parametrize("labels", [None, LABELS[:0]])
+def test_recordio__of_no_rows_is_empty(labels):
+    assert written("s.pbr", [ScoredRows(SCORES[:0], labels)]) == b""
+
+
 @pytest.mark.parametrize("name", ["scores.xlsx", "scores.jsonl.zst", "scores.npy.gz"])
 def test_encoding_for__names_the_endings_it_knows(name):
     with pytest.raises(DataError, match=r"must end with \.jsonl.*\.parquet.*\.csv.*got scores"):
