@@ -135,11 +135,9 @@ def read(body: bytes, media_type: str, feature_dim: int) -> SparseBatch:
     """
     if media_type != RECORDIO:
         return json_instances.read(body, feature_dim, lines=media_type == JSON_LINES)
-    chunks = list(recordio.read(io.BytesIO(body)))
-    rules = RowRules(feature_dim, needs_labels=False)
-    for chunk in chunks:
-        rules.check(chunk, raise_problem)
-    return SparseBatch.concatenate([chunk.batch for chunk in chunks])
+    chunk = recordio.decode(body)
+    RowRules(feature_dim, needs_labels=False).check(chunk, raise_problem)
+    return chunk.batch
 
 
 def write(rows: ScoredRows, media_type: str) -> bytes:

@@ -167,7 +167,9 @@ class EndpointReplica:
 
     def _loaded(self, settings: Settings) -> Served:
         model = FactorizationMachine.load(settings.model_uri)
-        _score_a_row(model)  # compiles the kernel
+        _score_a_row(model)  # compiles the kernel,
+        for empty, media_type in ((b"", instances.RECORDIO), (b"[]", instances.JSON)):
+            instances.read(empty, media_type, model.feature_dim)  # and those that read requests
         return Served(model, settings, json.dumps(jsonable(self._facts(model, settings))).encode())
 
     def check_health(self) -> None:

@@ -12,6 +12,7 @@ from rayfm.errors import DataError
 from rayfm.formats import instances
 from rayfm.formats.instances import JSON, JSON_LINES, MEDIA_TYPES, RECORDIO
 from rayfm.formats.scores import ScoredRows
+from tests.wire import entry, field, frame, tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TASKS = ("regressor", "binary_classifier")
@@ -171,6 +172,26 @@ def test_read__recordio_of_another_width_is_refused():
     body = bytes.fromhex(INFERENCE["regressor"]["requests"]["recordio_sparse"]["body_hex"])
     with pytest.raises(DataError, match="row 1: rows are 7 features wide, feature_dim is 8"):
         instances.read(body, RECORDIO, 8)
+
+
+@pytest.mark.parametrize(
+    ("keys", "values", "message"),
+    [
+        ([0, 3], [1, 2], "row 9002: feature key 3 is outside feature_dim=3"),
+        ([0, 2**32], [1, 2], "row 9002: feature key 4294967296 does not fit 32 bits"),
+        ([0, 2], [1, np.nan], "row 9002: feature 2 is nan; values must be finite"),
+        ([0, 2], [1, np.inf], "row 9002: feature 2 is inf; values must be finite"),
+    ],
+)
+def test_read__a_bad_row_far_into_recordio_is_refused_by_its_number(keys, values, message):
+    good = frame(field(1, entry(tensor([1], [2], [3]))))
+    with pytest.raises(DataError, match=message):
+        instances.read(good * 9001 + frame(field(1, entry(tensor(values, keys, [3])))) + good, RECORDIO, 3)
+
+
+def test_read__keys_in_recordio_may_come_in_any_order_and_more_than_once():
+    batch = instances.read(frame(field(1, entry(tensor([1.5, 0.5, 0.5], [2, 0, 2], [3])))), RECORDIO, 3)
+    assert (batch.keys.tolist(), batch.values.tolist()) == ([0, 2], [0.5, 2])
 
 
 def test_read__a_long_value_makes_a_short_message():

@@ -299,6 +299,40 @@ def test_read__reports_a_key_beyond_32_bits():
         read_one(GOOD + frame(record([1], keys=[2**40], shape=[5])))
 
 
+# Whole files in memory
+
+
+def refuse(*_):
+    raise AssertionError("protobuf was asked")
+
+
+@pytest.mark.parametrize("name", ["sparse_f32_labels", "dense_f32_labels", "sparse_f32_dup_keys"])
+def test_decode__needs_no_protobuf_for_files_of_the_sdk(name, monkeypatch):
+    expected = read_one(sdk_bytes(name)).batch
+    monkeypatch.setattr(recordio, "read", refuse)
+    assert_same_rows(recordio.decode(sdk_bytes(name)).batch, expected)
+
+
+def test_decode__gives_all_rows_in_one_chunk_where_some_have_uids():
+    content = frame(record([1, 2], keys=[0, 4], shape=[5], uid="a")) + GOOD * 10_000
+    chunk = recordio.decode(content)
+    assert chunk.batch.num_rows == 10_001
+    assert chunk.batch.uids[:2].tolist() == ["a", None]
+    assert chunk.batch.feature_dim == 5
+    np.testing.assert_array_equal(chunk.ordinals, np.arange(10_001))
+
+
+def test_decode__gives_no_rows_of_an_empty_file():
+    assert recordio.decode(b"").batch.num_rows == 0
+
+
+@pytest.mark.parametrize(("payload", "problem"), BAD_RECORDS.values(), ids=BAD_RECORDS)
+def test_decode__names_a_bad_record_and_its_number(payload, problem):
+    with pytest.raises(DataError) as caught:
+        recordio.decode(GOOD * 2 + frame(payload) + GOOD)
+    assert (caught.value.problem, caught.value.record) == (problem, 3)
+
+
 # Damaged frames
 
 DAMAGED = {
