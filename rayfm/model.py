@@ -154,8 +154,12 @@ class FactorizationMachine:
         """Turn raw scores into scores: the identity, or 1 / (1 + exp(−raw))."""
         if not self.is_classifier:
             return raw
-        small = np.exp(-np.abs(raw))  # never overflows
-        return np.where(raw >= 0, 1 / (1 + small), small / (1 + small)).astype(np.float32)
+        from rayfm.kernels.jit import read_only
+        from rayfm.kernels.scoring import probabilities
+
+        scores = np.empty(raw.shape, np.float32)
+        probabilities(read_only(raw), scores)
+        return scores
 
     def labels_of(self, scores: Float32Array) -> Float32Array:
         """Return the label that each score of a classifier stands for: 1.0 where it is >= 0.5, else 0.0.

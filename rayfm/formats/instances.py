@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 from functools import lru_cache
 
 from rayfm.batch import RowRules, SparseBatch, raise_problem
 from rayfm.formats import json_instances, recordio
 from rayfm.formats.recordio_frames import MAGIC
-from rayfm.formats.scores import ScoredRows, encoding_of
+from rayfm.formats.scores import JSON_END, JSON_START, ScoredRows, encoding_of
 
 JSON = "application/json"
 JSON_LINES = "application/jsonlines"
@@ -165,7 +164,7 @@ def write(rows: ScoredRows, media_type: str) -> bytes:
     >>> write(rows, JSON_LINES)
     b'{"score": 0.10000000149011612}\n{"score": 2.0}'
     """
-    encoding = encoding_of(media_type)
-    file = io.BytesIO()
-    encoding.join(file, [encoding.encode(rows)])
-    return file.getvalue().removesuffix(b"\n") if media_type == JSON_LINES else file.getvalue()
+    part = encoding_of(media_type).encode(rows)
+    if media_type == JSON:
+        return JSON_START + part + JSON_END
+    return part.removesuffix(b"\n") if media_type == JSON_LINES else part

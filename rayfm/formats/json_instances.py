@@ -18,16 +18,35 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from rayfm.batch import MAX_FEATURE_DIM, Chunk, RowRules, SparseBatch, raise_problem
 from rayfm.errors import DataError
 
 _NUMBERS = {int, float}
 _LAYOUTS = 'Send {"features": [...]} or {"data": {"features": {"keys": [...], "shape": [...], "values": [...]}}}.'
+
+
+class UnpackedRows(NamedTuple):
+    """Rows in CSR form, as a request has them.
+
+    Attributes
+    ----------
+    indptr
+        Shape (num_rows + 1,), int64.
+    keys
+        Feature of each entry, int64.
+    values
+        Value of each entry, float64.
+    """
+
+    indptr: NDArray[np.int64]
+    keys: NDArray[np.int64]
+    values: NDArray[np.float64]
 
 
 class _Vector(msgspec.Struct, gc=False):
@@ -80,7 +99,8 @@ def read(body: bytes, feature_dim: int, *, lines: bool) -> SparseBatch:
     >>> read(b'{"instances": [{"features": [0.5, 0, 2]}]}', 3, lines=False).keys.tolist()
     [0, 2]
     """
-    batch = _quickly(body, feature_dim, lines)
+    rows = unpacked(body, feature_dim, lines=lines)
+    batch = rows and _packed(rows, feature_dim)
     if batch is None:
         chunk = _chunk(_lines(body) if lines else _instances(body), feature_dim)
         RowRules(feature_dim, needs_labels=False).check(chunk, raise_problem)
@@ -88,8 +108,11 @@ def read(body: bytes, feature_dim: int, *, lines: bool) -> SparseBatch:
     return batch
 
 
-def _quickly(body: bytes, feature_dim: int, lines: bool) -> SparseBatch | None:
-    """Read a request whose every row is right; None for any other."""
+def unpacked(body: bytes, feature_dim: int, *, lines: bool) -> UnpackedRows | None:
+    """Decode a request whose rows have the right lengths, as `read` does; None for any other.
+
+    Keys and values are as they were sent: neither sorted nor checked.
+    """
     try:
         document: Any = _LINE.decode_lines(body) if lines else _DOCUMENT.decode(body)
     except (msgspec.DecodeError, RecursionError):
@@ -115,28 +138,24 @@ def _quickly(body: bytes, feature_dim: int, lines: bool) -> SparseBatch | None:
         keys += range(feature_dim) if row_keys is None else row_keys
         values += features
         indptr.append(len(keys))
-    return _packed(indptr, keys, values, feature_dim)
-
-
-def _packed(indptr: list[int], keys: list[int], values: list[float], feature_dim: int) -> SparseBatch | None:
-    """Make rows of lists; None where a row must be looked at more closely, see `rayfm.kernels.rows`."""
-    from rayfm.kernels.rows import pack
-
     try:
-        given = np.array(indptr, np.int64), np.array(keys, np.int64), np.array(values, np.float64)
+        return UnpackedRows(np.array(indptr, np.int64), np.array(keys, np.int64), np.array(values, np.float64))
     except OverflowError:
         return None
-    bounds, packed_keys, packed_values = (
-        np.empty(len(array), dtype) for array, dtype in zip(given, (np.int64, np.uint32, np.float32), strict=True)
-    )
-    count, increasing = pack(*given, min(feature_dim, MAX_FEATURE_DIM), bounds, packed_keys, packed_values)
+
+
+def _packed(rows: UnpackedRows, feature_dim: int) -> SparseBatch | None:
+    """Make a batch of rows whose keys and values are right; None where one is not."""
+    from rayfm.kernels.rows import empty_rows, pack
+
+    indptr, keys, values = empty_rows(rows.indptr, rows.keys)
+    count, increasing = pack(*rows, min(feature_dim, MAX_FEATURE_DIM), indptr, keys, values)
     if count < 0:
         return None
-    packed_keys, packed_values = packed_keys[:count], packed_values[:count]
     if increasing:
-        return SparseBatch(bounds, packed_keys, packed_values)
-    summed = SparseBatch.from_csr(bounds, packed_keys, packed_values)
-    return summed if np.isfinite(summed.values).all() else None
+        return SparseBatch(indptr, keys[:count], values[:count])
+    batch = SparseBatch.from_csr(indptr, keys[:count], values[:count])
+    return batch if np.isfinite(batch.values).all() else None
 
 
 def _instances(body: bytes) -> Iterable[Any]:

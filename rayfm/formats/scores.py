@@ -51,6 +51,10 @@ LABEL = "label"
 OWN_NAMES = ("score", "predicted_label", "uid")
 """What answers have by themselves."""
 
+JSON_START, JSON_END = b'{"predictions": [', b"]}"
+"""What stands around the rows of a document."""
+
+_FEW_ROWS = 32
 _ROW_GROUP_ROWS = 2**18
 
 
@@ -189,12 +193,12 @@ def _encode_json(rows: ScoredRows) -> bytes:
 
 
 def _join_json(file: IO[bytes], parts: Iterable[bytes]) -> None:
-    file.write(b'{"predictions": [')
+    file.write(JSON_START)
     separator = b""
     for part in filter(None, parts):
         file.write(separator + part)
         separator = b", "
-    file.write(b"]}")
+    file.write(JSON_END)
 
 
 def _objects(rows: ScoredRows, end: str = "}") -> Iterator[str]:
@@ -215,9 +219,10 @@ def _objects(rows: ScoredRows, end: str = "}") -> Iterator[str]:
 
 
 def _numbers(values: NDArray[np.float32]) -> Iterable[str]:
-    if np.isfinite(values).all():
-        return map(repr, values.tolist())
-    return [repr(value) if math.isfinite(value) else "null" for value in values.tolist()]
+    numbers = values.tolist()
+    if len(numbers) > _FEW_ROWS and np.isfinite(values).all():  # NumPy takes its time to begin
+        return map(repr, numbers)
+    return [repr(value) if math.isfinite(value) else "null" for value in numbers]
 
 
 def _plain(value: Any, column: str) -> Any:

@@ -1,10 +1,12 @@
-"""Rows as they come in a request, checked and packed in one pass."""
+"""Rows as they come in a request: checked, packed and scored in one call."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rayfm.kernels.jit import kernel
+from rayfm.kernels.jit import kernel, read_only
+from rayfm.kernels.scoring import probability, raw_scores
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -47,3 +49,40 @@ def pack(indptr, keys, values, feature_dim, out_indptr, out_keys, out_values):  
                 count += 1
         out_indptr[row + 1] = count
     return count, increasing
+
+
+@kernel
+def pack_and_score(indptr, keys, values, w0, w, V, is_probability, out_indptr, out_keys, out_values, out):  # type: ignore[no-untyped-def]
+    """Score the rows that `pack` copies into `out`; tells whether every one was usual, and its score finite."""
+    count, increasing = pack(indptr, keys, values, len(w), out_indptr, out_keys, out_values)
+    if count < 0 or not increasing:
+        return False
+    raw_scores(out_indptr, out_keys, out_values, w0, w, V, out)
+    usual = True
+    for row in range(len(out)):
+        if is_probability:
+            out[row] = probability(out[row])
+        usual &= abs(out[row]) <= FLOAT32_MAX  # also where it is NaN
+    return usual
+
+
+def empty_rows(
+    indptr: NDArray[np.int64], keys: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.float32]]:
+    """Return where `pack` copies rows to."""
+    return np.empty(len(indptr), np.int64), np.empty(len(keys), np.uint32), np.empty(len(keys), np.float32)
+
+
+def score_usual(
+    indptr: NDArray[np.int64],
+    keys: NDArray[np.int64],
+    values: NDArray[np.float64],
+    bias: float,
+    linear: NDArray[np.float32],
+    factors: NDArray[np.float32],
+    is_probability: bool,
+) -> NDArray[np.float32] | None:
+    """Return the score of every row, shape (num_rows,), or None where a row must be looked at more closely."""
+    out = np.empty(len(indptr) - 1, np.float32)
+    model = np.float32(bias), read_only(linear), read_only(factors), is_probability
+    return out if pack_and_score(indptr, keys, values, *model, *empty_rows(indptr, keys), out) else None

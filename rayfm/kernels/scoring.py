@@ -7,6 +7,8 @@ Rendle, "Factorization Machines", ICDM 2010, eq. 1 and lemma 3.1.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,6 +45,20 @@ def raw_scores(indptr, keys, values, w0, w, V, out):  # type: ignore[no-untyped-
     sums = np.empty(V.shape[1], np.float32)
     for row in range(len(indptr) - 1):
         out[row] = raw_score(indptr[row], indptr[row + 1], keys, values, w0, w, V, sums)
+
+
+@kernel
+def probability(raw):  # type: ignore[no-untyped-def]
+    """Return 1 / (1 + exp(-raw)), which overflows for no `raw`; float32 in and out."""
+    small = math.exp(-abs(np.float64(raw)))
+    return np.float32(1.0 / (1.0 + small) if raw >= 0.0 else small / (1.0 + small))
+
+
+@kernel
+def probabilities(raw, out):  # type: ignore[no-untyped-def]
+    """Turn raw scores into probabilities, both of shape (num_rows,), float32."""
+    for row in range(len(raw)):
+        out[row] = probability(raw[row])
 
 
 def score(

@@ -20,9 +20,8 @@ import logging
 import time
 import uuid
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,12 +32,15 @@ import rayfm
 from rayfm.batch import SparseBatch
 from rayfm.errors import DataError
 from rayfm.formats import instances
+from rayfm.formats.json_instances import unpacked
 from rayfm.formats.scores import ScoredRows
-from rayfm.model import FactorizationMachine
+from rayfm.kernels.rows import score_usual
+from rayfm.model import FactorizationMachine, Float32Array
 from rayfm.serving import answers, keys
 from rayfm.serving.answers import ModelFailure, Refused
 from rayfm.serving.observing import Observer, Outcome, log_file
 from rayfm.serving.openapi import description
+from rayfm.serving.pending import Pending
 from rayfm.serving.settings import Limits, Settings
 from rayfm.storage import jsonable
 
@@ -46,7 +48,6 @@ THREADS = 4
 """Requests that are decoded and scored at a time. Only the kernels run side by side; the rest takes turns."""
 
 _INLINE_BYTES = 2**14  # scoring less than this takes less time than asking a thread to
-_HEADERS = {b"content-type", b"accept", b"content-length", b"content-encoding", b"x-api-key", b"authorization"}
 _REQUEST_ID = b"x-request-id"  # Serve gives one to each request, and logs it
 _LOG = logging.getLogger(__name__)
 
@@ -94,13 +95,33 @@ def invoke(
     media_type = instances.answer_type(accept, request)
     if media_type is None:
         raise ModelFailure(406, f"Accept must allow one of {_MEDIA_TYPES}, got {accept}.")
+    scored = _usual(model, limits, body, request) or _thoroughly(model, limits, body, request)
+    return instances.write(scored, media_type), media_type, len(scored.scores)
+
+
+def _usual(model: FactorizationMachine, limits: Limits, body: bytes, request: str) -> ScoredRows | None:
+    """Score a request in JSON that is right in every respect; None for any other."""
+    if request == instances.RECORDIO:
+        return None
+    rows = unpacked(body, model.feature_dim, lines=request == instances.JSON_LINES)
+    if rows is None or len(rows.indptr) > limits.max_rows or len(rows.keys) > limits.max_nonzeros:
+        return None
+    scores = score_usual(*rows, model.bias, model.linear, model.factors, model.is_classifier)
+    return None if scores is None else _scored(model, scores)
+
+
+def _thoroughly(model: FactorizationMachine, limits: Limits, body: bytes, request: str) -> ScoredRows:
+    """Score any request, or say what is wrong with it."""
     try:
         batch = instances.read(body, request, model.feature_dim)
         _check_size(batch, limits)
-        rows = score(model, batch)
+        return score(model, batch)
     except DataError as error:
         raise ModelFailure(400, f"unable to evaluate payload provided: {error}") from None
-    return instances.write(rows, media_type), media_type, batch.num_rows
+
+
+def _scored(model: FactorizationMachine, scores: Float32Array) -> ScoredRows:
+    return ScoredRows(scores, model.labels_of(scores) if model.is_classifier else None)
 
 
 def score(model: FactorizationMachine, batch: SparseBatch) -> ScoredRows:
@@ -115,7 +136,7 @@ def score(model: FactorizationMachine, batch: SparseBatch) -> ScoredRows:
     finite = np.isfinite(scores)
     if not finite.all():
         raise DataError("the score is not finite.", "Scale the features.", record=int(finite.argmin()) + 1)
-    return ScoredRows(scores, model.labels_of(scores) if model.is_classifier else None)
+    return _scored(model, scores)
 
 
 def _check_size(batch: SparseBatch, limits: Limits) -> None:
@@ -146,7 +167,7 @@ class EndpointReplica:
         self._is_observed = is_observed
         self._observer: Observer | None = None
         self._served: Served | None = None
-        self._pending = 0
+        self._pending = Pending()
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="rayfm-score")
 
     async def reconfigure(self, settings: Mapping[str, Any]) -> None:
@@ -167,9 +188,9 @@ class EndpointReplica:
 
     def _loaded(self, settings: Settings) -> Served:
         model = FactorizationMachine.load(settings.model_uri)
-        _score_a_row(model)  # compiles the kernel,
-        for empty, media_type in ((b"", instances.RECORDIO), (b"[]", instances.JSON)):
-            instances.read(empty, media_type, model.feature_dim)  # and those that read requests
+        _score_a_row(model)
+        for body, media_type in ((b"", instances.RECORDIO), (b"[]", instances.JSON)):
+            invoke(model, settings.limits, body, media_type, None)  # compiles the kernels that requests meet
         return Served(model, settings, json.dumps(jsonable(self._facts(model, settings))).encode())
 
     def check_health(self) -> None:
@@ -187,8 +208,8 @@ class EndpointReplica:
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
         started = time.perf_counter()
-        headers, request_id = _read_headers(request)
         outcome = Outcome()
+        headers, request_id = _read_headers(request)
         try:
             response = await self._answer(request, headers, outcome)
             outcome.status, outcome.sent_bytes = response.status_code, len(response.body)
@@ -198,10 +219,10 @@ class EndpointReplica:
         finally:
             if self._observer is not None:
                 self._observer.record(outcome, request, request_id, time.perf_counter() - started)
-        response.headers["x-amzn-RequestId"] = request_id
+        response.raw_headers.append((b"x-amzn-requestid", request_id.encode("latin-1")))
         return response
 
-    async def _answer(self, request: Request, headers: Mapping[bytes, str], outcome: Outcome) -> Response:
+    async def _answer(self, request: Request, headers: Mapping[bytes, bytes], outcome: Outcome) -> Response:
         path, is_runtime = self._path(request)
         try:
             return await self._route(path, request, headers, outcome)
@@ -226,7 +247,7 @@ class EndpointReplica:
             return below.rstrip("/"), True
         return path.rstrip("/"), path.startswith("/endpoints/")
 
-    async def _route(self, path: str, request: Request, headers: Mapping[bytes, str], outcome: Outcome) -> Response:
+    async def _route(self, path: str, request: Request, headers: Mapping[bytes, bytes], outcome: Outcome) -> Response:
         served = self._served
         if served is None:
             raise Refused(429, "ModelNotReadyException", f"endpoint {self.name} has no model yet. Try again.")
@@ -240,7 +261,8 @@ class EndpointReplica:
             raise answers.wrong_method(request.method, method)
         if path == "/ping":
             return Response(b"", headers={"x-rayfm-revision": served.settings.revision})
-        _check_key(headers, served.settings)
+        if served.settings.key_digests:
+            _check_key(headers, served.settings)
         if path == "/invocations":
             return await self._invocation(served, request, headers, outcome)
         if path == "/execution-parameters":
@@ -250,44 +272,34 @@ class EndpointReplica:
         return answers.document(served.facts)
 
     async def _invocation(
-        self, served: Served, request: Request, headers: Mapping[bytes, str], outcome: Outcome
+        self, served: Served, request: Request, headers: Mapping[bytes, bytes], outcome: Outcome
     ) -> Response:
         limits = served.settings.limits
-        if self._pending >= limits.max_pending:
-            message = f"endpoint {self.name} has {self._pending} requests pending already. Try again, or add replicas."
+        if len(self._pending) >= limits.max_pending:
+            message = f"endpoint {self.name} has {len(self._pending)} requests pending. Try again, or add replicas."
             raise Refused(503, "ServiceUnavailable", message, {"Retry-After": "1"})
-        self._pending += 1
-        scoring: Future[tuple[bytes, str, int]] | None = None
+        coding = _text(headers, b"content-encoding")
+        if coding is not None and coding.strip().lower() not in ("identity", ""):
+            raise ModelFailure(415, f"Content-Encoding must be identity, got {coding}. Send the body uncompressed.")
+        asked = _text(headers, b"content-type"), _text(headers, b"accept")
+        task, work = self._pending.begin(limits.timeout_s), None
         try:
-            async with asyncio.timeout(limits.timeout_s):
-                body = await _body(request, headers, limits.max_body_bytes)
-                outcome.received_bytes = len(body)
-                coding = headers.get(b"content-encoding", "identity").strip().lower()
-                if coding not in ("identity", ""):
-                    problem = f"Content-Encoding must be identity, got {coding}. Send the body uncompressed."
-                    raise ModelFailure(415, problem)
-                ask = partial(
-                    invoke, served.model, limits, body, headers.get(b"content-type"), headers.get(b"accept") or None
-                )
-                if len(body) <= _INLINE_BYTES:
-                    answer, media_type, outcome.rows = ask()
-                else:
-                    scoring = self._pool.submit(ask)
-                    answer, media_type, outcome.rows = await asyncio.wrap_future(scoring)
-        except TimeoutError:
-            if not outcome.received_bytes:
+            body = await _body(request, headers, limits.max_body_bytes)
+            outcome.received_bytes = len(body)
+            if len(body) <= _INLINE_BYTES:
+                answer, media_type, outcome.rows = invoke(served.model, limits, body, *asked)
+            else:
+                work = self._pool.submit(invoke, served.model, limits, body, *asked)
+                answer, media_type, outcome.rows = await asyncio.wrap_future(work)
+        except asyncio.CancelledError:
+            if not self._pending.is_late(task):
+                raise
+            if work is None:
                 raise Refused(408, "", f"the request must arrive within {limits.timeout_s:g} s.") from None
             raise ModelFailure(0, "Your invocation timed out while waiting for a response from container.") from None
         finally:
-            if scoring is None or scoring.done():
-                self._pending -= 1
-            else:  # a thread cannot be stopped, and goes on taking its place
-                loop = asyncio.get_running_loop()
-                scoring.add_done_callback(lambda _: loop.call_soon_threadsafe(self._one_less))
-        return answers.prediction(answer, media_type)
-
-    def _one_less(self) -> None:
-        self._pending -= 1
+            self._pending.end(task, work)
+        return answers.Prediction(answer, media_type)
 
     def _facts(self, model: FactorizationMachine, settings: Settings) -> dict[str, Any]:
         return {
@@ -316,24 +328,28 @@ _ERRORS = {
 }  # fmt: skip
 
 
-def _read_headers(request: Request) -> tuple[dict[bytes, str], str]:
-    """Return the headers that matter, lines of one name joined, and the identifier of the request."""
-    headers: dict[bytes, str] = {}
-    request_id = ""
-    for name, value in request.scope["headers"]:
-        if name in _HEADERS:
-            text = value.decode("latin-1")
-            headers[name] = f"{headers[name]}, {text}" if name in headers else text
-        elif name == _REQUEST_ID and len(value) <= 64:
-            request_id = value.decode("latin-1")
-    return headers, request_id or str(uuid.uuid4())
+def _read_headers(request: Request) -> tuple[Mapping[bytes, bytes], str]:
+    """Return the headers, lines of one name joined, and the identifier of the request."""
+    lines = request.scope["headers"]
+    headers: dict[bytes, bytes] = dict(lines)
+    if len(headers) < len(lines):
+        headers = {}
+        for name, value in lines:
+            headers[name] = headers[name] + b", " + value if name in headers else value
+    request_id = headers.get(_REQUEST_ID, b"")
+    return headers, request_id.decode("latin-1") if 0 < len(request_id) <= 64 else str(uuid.uuid4())
 
 
-def _check_key(headers: Mapping[bytes, str], settings: Settings) -> None:
-    """See that a request shows a key, where keys are asked for."""
-    if not settings.key_digests:
-        return
-    key = keys.shown_key(headers.get(b"x-api-key"), headers.get(b"authorization"))
+def _text(headers: Mapping[bytes, bytes], name: bytes) -> str | None:
+    """Return a header as text; None where there is none, or an empty one."""
+    value = headers.get(name)
+    return value.decode("latin-1") if value else None
+
+
+def _check_key(headers: Mapping[bytes, bytes], settings: Settings) -> None:
+    """See that a request shows a key."""
+    api_key = headers.get(keys.HEADER)  # also an empty one, which is none of the endpoint's
+    key = keys.shown_key(None if api_key is None else api_key.decode("latin-1"), _text(headers, b"authorization"))
     if key is None:
         message = "the request must show an API key, in X-Api-Key or as a bearer token."
         raise Refused(401, "MissingAuthenticationTokenException", message, {"WWW-Authenticate": "Bearer"})
@@ -341,11 +357,11 @@ def _check_key(headers: Mapping[bytes, str], settings: Settings) -> None:
         raise Refused(403, "AccessDeniedException", "the API key is not one of this endpoint's.")
 
 
-async def _body(request: Request, headers: Mapping[bytes, str], max_bytes: int) -> bytes:
+async def _body(request: Request, headers: Mapping[bytes, bytes], max_bytes: int) -> bytes:
     """Return the body, of which no more is read than tells that it is too large."""
-    announced = headers.get(b"content-length", "")
+    announced = headers.get(b"content-length", b"")
     parts: list[bytes] = []
-    size_bytes = int(announced) if announced.isascii() and announced.isdecimal() and len(announced) < 20 else 0
+    size_bytes = int(announced) if announced.isdigit() and len(announced) < 20 else 0
     received_bytes = 0
     while size_bytes <= max_bytes:
         message = await request.receive()

@@ -26,7 +26,7 @@ _MAX_ONGOING_REQUESTS = 5000  # more than HAProxy has connections: replicas refu
 _TARGET_ONGOING_REQUESTS = 4.0  # of a replica, by which Serve tells how many are needed
 _HEALTH_CHECK_S, _HEALTH_CHECK_TIMEOUT_S = 2.0, 10.0
 _DRAIN_POLL_S = 0.5
-_QUIET = {"enable_access_log": False}
+_QUIET = {"enable_access_log": False, "log_level": "WARNING"}  # each request has a line in the log of its endpoint
 
 
 @dataclass(frozen=True, slots=True)

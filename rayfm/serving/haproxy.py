@@ -6,6 +6,8 @@ configuration right, then becomes HAProxy:
 * the pages of statistics and metrics listen on all interfaces: here on the loopback interface only;
 * the server itself knows no TLS: here it does, where a certificate is given;
 * errors of HAProxy's own (no replica, no answer in time) are an untyped 500: here they are what boto3 expects;
+* a request to an endpoint is spared what costs as much as scoring a row: that Serve watches whether its client goes
+  away, and draws an identifier for it;
 * HAProxy outlives a Ray that is killed, and keeps its port: here it ends with the process that started it.
 """
 
@@ -22,6 +24,10 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 _LISTENERS = re.compile(r"^( *bind) \*?:(\d+)$", re.MULTILINE)
 _FRONT = re.compile(r"^(frontend http_frontend\n *bind \S+)$", re.MULTILINE)
+_SPARED = """\
+    acl is_endpoint path_beg /endpoints/
+    http-request set-header x-request-disconnect-disabled ?1 if is_endpoint
+    http-request set-header x-request-id %[uuid()] if is_endpoint !{ req.hdr(x-request-id) -m found }"""
 _ERROR_FILE = re.compile(r"^( *errorfile) (503|504) \S+$", re.MULTILINE)
 
 ERRORS = {
@@ -45,7 +51,8 @@ def private(configuration: str, certificate: str | None, folder: Path) -> str:
     """
     text = _LISTENERS.sub(r"\1 127.0.0.1:\2", configuration)
     text = _ERROR_FILE.sub(rf"\1 \2 {folder}/\2.http", text)
-    return _FRONT.sub(rf"\1 ssl crt {certificate} alpn h2,http/1.1", text) if certificate else text
+    tls = f" ssl crt {certificate} alpn h2,http/1.1" if certificate else ""
+    return _FRONT.sub(rf"\1{tls}\n{_SPARED}", text)
 
 
 def write_errors(folder: Path) -> None:

@@ -15,10 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rayfm.errors import EndpointError
-from rayfm.serving.urls import KEY_VARIABLE
+from rayfm.serving.urls import KEY_HEADER, KEY_VARIABLE
 
 MIN_KEY_CHARS = 16
 """Shorter ones can be guessed, also from their digest."""
+
+HEADER = KEY_HEADER.lower().encode()
 
 _KEY = re.compile(rf"[A-Za-z0-9._~+=-]{{{MIN_KEY_CHARS},256}}")
 _AUTHORIZATION = re.compile(r"\s*(?:Bearer\s+([^\s,]+)|AWS4-HMAC-SHA256\s+Credential=([^/,\s]+)/.*)\s*", re.IGNORECASE)

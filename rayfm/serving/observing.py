@@ -1,15 +1,16 @@
 """What an operator sees of an endpoint: metrics for Prometheus, through Ray's own, and a log of its requests.
 
-==================================  =========  ====================================================================
-metric                              kind       labels besides endpoint and revision (which model answered)
-==================================  =========  ====================================================================
-``rayfm_endpoint_requests``         counter    status; error: what was wrong (see `Outcome`), empty when nothing was
-``rayfm_endpoint_rows``             counter
-``rayfm_endpoint_latency_ms``       histogram  of requests that were scored, from their headers to their answer
-``rayfm_endpoint_model``            gauge      model_uri; 1 while that revision is served
-==================================  =========  ====================================================================
+===========================  =======  ====================================================================
+metric                       kind     labels besides endpoint and revision (which model answered)
+===========================  =======  ====================================================================
+``rayfm_endpoint_requests``  counter  status; error: what was wrong (see `Outcome`), empty when nothing was
+``rayfm_endpoint_rows``      counter
+``rayfm_endpoint_model``     gauge    model_uri; 1 while that revision is served
+===========================  =======  ====================================================================
 
-Ray puts ``ray_`` before the names, and adds its own labels. The log is a JSON object on a line for each request, in
+Ray puts ``ray_`` before the names, and adds its own labels. How long requests take, Serve measures itself, as
+``ray_serve_http_request_latency_ms`` and ``ray_serve_deployment_processing_latency_ms`` by application, which is the
+endpoint, and how many there are at a time. The log is a JSON object on a line for each request, in
 ``rayfm_access_<endpoint>_<replica>.log`` among Serve's logs of the node.
 
 A request must not pay for being counted, so that counts and lines are collected and handed on twice a second.
@@ -21,6 +22,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
@@ -31,7 +33,6 @@ import msgspec
 
 HAND_ON_S = 0.5
 LOG_BYTES, LOG_FILES = 100 * 2**20, 5
-LATENCY_BOUNDS_MS = [0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000]
 
 
 @dataclass(slots=True)
@@ -78,15 +79,11 @@ class Observer:
             "rayfm_endpoint_requests", "Requests to endpoints.", (*labels, "status", "error")
         )
         self._rows = metrics.Counter("rayfm_endpoint_rows", "Rows that endpoints have scored.", labels)
-        self._latency = metrics.Histogram(
-            "rayfm_endpoint_latency_ms", "Milliseconds to answer a scored request.", LATENCY_BOUNDS_MS, labels
-        )
         self._model = metrics.Gauge("rayfm_endpoint_model", "The model that is served.", (*labels, "model_uri"))
         self._log = _opened(log_file) if log_file else None
         self._revision, self._model_uri = "", ""
-        self._lines: list[bytes] = []
+        self._seen: list[tuple[float, Outcome, Mapping[str, Any], str, float]] = []
         self._counts: Counter[tuple[int, str]] = Counter()
-        self._latencies_ms: list[float] = []
         self._num_rows = 0
         self._is_due = False
 
@@ -101,11 +98,9 @@ class Observer:
     def record(self, outcome: Outcome, request: Any, request_id: str, seconds: float) -> None:
         """Take note of a request; `request` is Starlette's."""
         self._counts[outcome.status, outcome.error] += 1
-        if outcome.status == 200 and outcome.received_bytes:
-            self._latencies_ms.append(1000 * seconds)
-            self._num_rows += outcome.rows
+        self._num_rows += outcome.rows
         if self._log is not None:
-            self._lines.append(self._line(outcome, request, request_id, seconds))
+            self._seen.append((time.time(), outcome, request.scope, request_id, seconds))
         if not self._is_due:
             self._is_due = True
             asyncio.get_running_loop().call_later(HAND_ON_S, self.hand_on)
@@ -117,29 +112,26 @@ class Observer:
             self._requests.inc(count, self._labels(status=str(status), error=error))
         if self._num_rows:
             self._rows.inc(self._num_rows, self._labels())
-        labels = self._labels()
-        for latency_ms in self._latencies_ms:
-            self._latency.observe(latency_ms, labels)
-        if self._log is not None and self._lines:
-            text = b"\n".join(self._lines).decode()
+        if self._log is not None and self._seen:
+            text = b"\n".join([self._line(*seen) for seen in self._seen]).decode()
             self._log.handle(logging.LogRecord("rayfm.access", logging.INFO, "", 0, text, None, None))
-        self._lines, self._latencies_ms, self._num_rows = [], [], 0
+        self._seen, self._num_rows = [], 0
         self._counts.clear()
 
     def _labels(self, **others: str) -> dict[str, str]:
         return {"endpoint": self._endpoint, "revision": self._revision, **others}
 
-    def _line(self, outcome: Outcome, request: Any, request_id: str, seconds: float) -> bytes:
-        client = request.scope.get("client")
+    def _line(self, now: float, outcome: Outcome, scope: Mapping[str, Any], request_id: str, seconds: float) -> bytes:
+        client = scope.get("client")
         return msgspec.json.encode(
             {
-                "time": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds"),
+                "time": datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds"),
                 "request_id": request_id,
                 "endpoint": self._endpoint,
                 "revision": self._revision,
                 "client": client[0] if client else None,
-                "method": request.scope["method"],
-                "path": request.scope["path"],
+                "method": scope["method"],
+                "path": scope["path"],
                 "status": outcome.status,
                 "error": outcome.error,
                 "rows": outcome.rows,

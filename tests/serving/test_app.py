@@ -254,7 +254,7 @@ def test_replica__refuses_other_methods_and_paths(replica, method, path, status)
 
 
 def test_replica__its_own_failure_is_a_model_error_that_tells_nothing(replica, monkeypatch):
-    monkeypatch.setattr(app, "score", None)
+    monkeypatch.setattr(app.instances, "write", None)
     assert original(ask(replica, content_type=JSON)) == (500, "the server failed; its log says why.")
 
 
@@ -344,7 +344,7 @@ def test_replica__a_body_that_does_not_arrive_in_time_is_408(tmp_path):
 def test_replica__rows_that_take_too_long_are_a_server_error_of_the_model(tmp_path, monkeypatch):
     replica = replica_of(MODEL, tmp_path / "model.safetensors", limits=Limits(timeout_s=0.05, max_pending=1))
     release = threading.Event()
-    monkeypatch.setattr(app, "score", lambda model, batch: release.wait(30))
+    monkeypatch.setattr(app, "invoke", lambda *request: release.wait(30))
     body = ROW.ljust(app._INLINE_BYTES + 1)
 
     async def three():
