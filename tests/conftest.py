@@ -83,6 +83,7 @@ def ray_cluster(s3_endpoint):
         log_to_driver=False,
         logging_level="ERROR",
         namespace="rayfm",
+        _system_config={"metrics_report_interval_ms": 1000},
     )
     yield
     ray.shutdown()

@@ -200,10 +200,10 @@ class EndpointReplica:
         _score_a_row(self._served.model)
 
     def __del__(self) -> None:
-        """Hand on what was seen of the last requests; Serve calls this when the replica has drained."""
+        """See that no request goes uncounted; Serve calls this when the replica has drained."""
         observer = getattr(self, "_observer", None)
         if observer is not None:
-            observer.hand_on()
+            observer.close()
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""

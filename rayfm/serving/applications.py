@@ -24,6 +24,11 @@ MAX_FAILED_STARTS = 3
 
 _MAX_ONGOING_REQUESTS = 5000  # more than HAProxy has connections: replicas refuse what is too much, not Serve
 _TARGET_ONGOING_REQUESTS = 4.0  # of a replica, by which Serve tells how many are needed
+_SCALING = {
+    "upscale_delay_s": 10.0,
+    "look_back_period_s": 10.0,
+    "metrics_interval_s": 2.0,
+}  # a replica takes 5 s to start
 _HEALTH_CHECK_S, _HEALTH_CHECK_TIMEOUT_S = 2.0, 10.0
 _DRAIN_POLL_S = 0.5
 _QUIET = {"enable_access_log": False, "log_level": "WARNING"}  # each request has a line in the log of its endpoint
@@ -72,7 +77,12 @@ def run(name: str, target: Target) -> None:
     """Ask Serve for an endpoint, and for the front where nothing has the root; Serve itself would wait for ever."""
     serve = imported()
     least, most = target.replicas
-    scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": _TARGET_ONGOING_REQUESTS}
+    scaling = {
+        "min_replicas": least,
+        "max_replicas": most,
+        "target_ongoing_requests": _TARGET_ONGOING_REQUESTS,
+        **_SCALING,
+    }
     timeout_s = target.settings.limits.timeout_s
     deployment = serve.deployment(
         EndpointReplica,

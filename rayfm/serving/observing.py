@@ -118,6 +118,12 @@ class Observer:
         self._seen, self._num_rows = [], 0
         self._counts.clear()
 
+    def close(self) -> None:
+        """Hand on the last of it."""
+        self.hand_on()
+        if self._log is not None:
+            self._log.close()
+
     def _labels(self, **others: str) -> dict[str, str]:
         return {"endpoint": self._endpoint, "revision": self._revision, **others}
 

@@ -96,6 +96,14 @@ def eventually(condition):
     return condition()
 
 
+def names():
+    return [other.name for other in endpoint.list_endpoints()]
+
+
+def status(name):
+    return endpoint.describe(name).status
+
+
 def scores(url, body=ROW):
     answer = requests.post(f"{url}/invocations", data=body, headers={"Content-Type": JSON}, timeout=10)
     answer.raise_for_status()
@@ -239,9 +247,29 @@ def test_deploy__without_a_cpu_for_the_new_model_leaves_the_old_one(regressor, t
     assert not failures
 
 
+def test_deploy__takes_the_least_and_the_most_replicas(classifier):
+    scaled = endpoint.deploy(classifier.model_uri, "fm-classifier", replicas=(1, 2))
+    assert (scaled.replicas, scaled.min_replicas, scaled.max_replicas) == (1, 1, 2)
+
+
+def test_delete__answers_first_what_is_pending(classifier):
+    host, port = classifier.url.split("/")[2].split(":")
+    with socket.create_connection((host, int(port)), 30) as slow:
+        head = f"POST /endpoints/fm-classifier/invocations HTTP/1.1\r\nHost: x\r\nContent-Length: {len(ROW)}\r\n\r\n"
+        slow.sendall(head.encode() + ROW[:10])
+        time.sleep(0.5)
+        thread = threading.Thread(target=endpoint.delete, args=("fm-classifier",))
+        thread.start()
+        assert eventually(lambda: "fm-classifier" not in names() or status("fm-classifier") == "Deleting")
+        time.sleep(1.5)  # longer than new requests are still taken
+        slow.sendall(ROW[10:])
+        assert slow.recv(4096).startswith(b"HTTP/1.1 200 OK")
+        thread.join(30)
+    assert "fm-classifier" not in names()
+
+
 def test_delete__removes_the_endpoint(serve_url, classifier):
-    endpoint.delete("fm-classifier")
-    assert "fm-classifier" not in [other.name for other in endpoint.list_endpoints()]
+    assert "fm-classifier" not in names()
     answer = requests.post(f"{classifier.url}/invocations", data=ROW, timeout=10)
     assert (answer.status_code, answer.headers["x-amzn-ErrorType"]) == (400, "ValidationError")
     with pytest.raises(EndpointError, match="there is no endpoint fm-classifier"):
@@ -253,7 +281,7 @@ def test_deploy__without_a_free_cpu_is_an_error_with_a_deadline(serve_url, tmp_p
     hungry = r"endpoint hungry needs 1 CPUs .* 0 of the cluster's 8 were free"
     with all_cpus_taken(), pytest.raises(ResourceError, match=hungry):
         endpoint.deploy(save_model(tmp_path / "model.safetensors", 0), "hungry")
-    assert eventually(lambda: "hungry" not in [other.name for other in endpoint.list_endpoints()])
+    assert eventually(lambda: "hungry" not in names())
 
 
 def test_deploy__of_more_replicas_than_cpus_is_refused_at_once(ray_cluster, tmp_path):
