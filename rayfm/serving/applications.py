@@ -24,11 +24,7 @@ MAX_FAILED_STARTS = 3
 
 _MAX_ONGOING_REQUESTS = 5000  # more than HAProxy has connections: replicas refuse what is too much, not Serve
 _TARGET_ONGOING_REQUESTS = 4.0  # of a replica, by which Serve tells how many are needed
-_SCALING = {
-    "upscale_delay_s": 10.0,
-    "look_back_period_s": 10.0,
-    "metrics_interval_s": 2.0,
-}  # a replica takes 5 s to start
+_SCALING = {"upscale_delay_s": 10.0, "look_back_period_s": 15.0}  # a replica takes 5 s to start
 _HEALTH_CHECK_S, _HEALTH_CHECK_TIMEOUT_S = 2.0, 10.0
 _DRAIN_POLL_S = 0.5
 _QUIET = {"enable_access_log": False, "log_level": "WARNING"}  # each request has a line in the log of its endpoint
@@ -56,9 +52,10 @@ class Target:
     def of(cls, application: Mapping[str, Any]) -> Self:
         """Return what Serve was asked for last."""
         config = application["deployments"][DEPLOYMENT]["deployment_config"]
-        scaling = config.get("autoscaling_config")
-        count = config["num_replicas"]
-        replicas = (scaling["min_replicas"], scaling["max_replicas"]) if scaling else (count, count)
+        if scaling := config.get("autoscaling_config"):
+            replicas = scaling["min_replicas"], scaling["max_replicas"]
+        else:
+            replicas = config["num_replicas"], config["num_replicas"]
         return cls(Settings.of(config["user_config"]), replicas, application["route_prefix"])
 
 
