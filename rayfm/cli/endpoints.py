@@ -167,6 +167,8 @@ def _serve_until_interrupted(name: str) -> None:
         signal.signal(number, lambda *_: ended.set())
     click.echo("Serving until Ctrl-C. For endpoints that go on by themselves, name a cluster with --address.", err=True)
     ended.wait()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)  # whoever asks twice does not want to wait
     click.echo("rayfm: answering what is pending, then ending.", err=True)
     endpoint.delete(name)
 

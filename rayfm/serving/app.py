@@ -155,15 +155,16 @@ class EndpointReplica:
     ----------
     name
         The endpoint.
-    at_root
-        Whether it answers at the root of the server too.
+    own_path
+        Of an endpoint that gets all requests of the server: where it is an endpoint, as ``/endpoints/NAME``; elsewhere
+        it is a container. Empty for one that gets its own requests only.
     is_observed
         Whether requests are counted in Ray's metrics, and logged where the settings say so.
     """
 
-    def __init__(self, name: str, at_root: bool = False, is_observed: bool = False) -> None:
+    def __init__(self, name: str, own_path: str = "", is_observed: bool = False) -> None:
         self.name = name
-        self._own_path = f"/endpoints/{name}" if at_root else ""
+        self._own_path = own_path
         self._is_observed = is_observed
         self._observer: Observer | None = None
         self._served: Served | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import ray
 
@@ -13,6 +14,7 @@ from rayfm.serving.app import EndpointReplica
 from rayfm.serving.front import Front
 from rayfm.serving.server import client, imported
 from rayfm.serving.settings import Settings
+from rayfm.serving.urls import default_url
 
 DEPLOYMENT = "rayfm-endpoint"
 """By this, endpoints are told from other applications of the same Serve."""
@@ -65,6 +67,11 @@ def applications() -> dict[str, Any]:
     return dict(server.get_serve_details()["applications"]) if server else {}
 
 
+def own_route(name: str) -> str:
+    """Return the path at which an endpoint of this name is."""
+    return f"{urlsplit(default_url()).path}/endpoints/{name}"
+
+
 def is_endpoint(application: Mapping[str, Any]) -> bool:
     """Tell whether an application is an endpoint."""
     return DEPLOYMENT in application["deployments"]
@@ -97,7 +104,8 @@ def run(name: str, target: Target) -> None:
     )
     # Serve draws a version for each call by itself, so that the replicas of a target that is asked for again would go
     deployment = deployment.options(version=target.settings.revision, _internal=True)
-    bound = deployment.bind(name, at_root=_is_root(target.route), is_observed=True)
+    own_path = own_route(name) if _is_root(target.route) else ""
+    bound = deployment.bind(name, own_path, is_observed=True)
     wanted = [serve.RunTarget(bound, name, target.route, logging_config=_QUIET)]
     roots = [other for other, found in applications().items() if _is_root(found["route_prefix"])]
     if not roots and not _is_root(target.route):

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import ray
 
@@ -251,8 +250,7 @@ def _new_revision() -> str:
 def _route(name: str, at_root: bool | None, previous: Target | None) -> str:
     if at_root is None and previous is not None:
         return previous.route
-    base = urlsplit(default_url()).path
-    return "/" if at_root else f"{base}/endpoints/{name}"
+    return "/" if at_root else applications.own_route(name)
 
 
 def _check_route(name: str, route: str, known: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ _PR_SET_PDEATHSIG = 1
 _LISTENERS = re.compile(r"^( *bind) \*?:(\d+)$", re.MULTILINE)
 _FRONT = re.compile(r"^(frontend http_frontend\n *bind \S+)$", re.MULTILINE)
 _SPARED = """\
-    acl is_endpoint path_beg /endpoints/
+    acl is_endpoint path_dir endpoints
     http-request set-header x-request-disconnect-disabled ?1 if is_endpoint
     http-request set-header x-request-id %[uuid()] if is_endpoint !{ req.hdr(x-request-id) -m found }"""
 _ERROR_FILE = re.compile(r"^( *errorfile) (503|504) \S+$", re.MULTILINE)

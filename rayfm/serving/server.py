@@ -27,6 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rayfm.errors import ResourceError
 from rayfm.serving import haproxy
 from rayfm.serving.urls import DEFAULT_URL, URL_VARIABLE, default_url
+from rayfm.training import cluster
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _DRAINING_S = 1  # how long a replica that goes still takes requests, while HAProxy learns of it
@@ -160,7 +161,7 @@ def _is_fast(options: ServerOptions) -> bool:
 def _on_head_node(function: Any, *arguments: Any) -> Any:
     """Call a function on the machine where the server will listen."""
     head = next(node["NodeID"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
-    if ray.get_runtime_context().get_node_id() == head:
+    if cluster.this_node() == head:
         return function(*arguments)
     strategy = NodeAffinitySchedulingStrategy(head, soft=False)
     remote = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(function)

@@ -36,7 +36,7 @@ ROW = b'{"instances": [{"features": [1.0, 0.0, 2.0]}]}'
 
 def replica_of(model, path, *, at_root=False, **settings):
     model.save(path)
-    replica = EndpointReplica("fm-ep", at_root)
+    replica = EndpointReplica("fm-ep", "/endpoints/fm-ep" if at_root else "")
     asyncio.run(replica.reconfigure(Settings(str(path), "r1", **settings).as_dict()))
     return replica
 
