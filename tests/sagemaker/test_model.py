@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,13 +8,16 @@ from scipy import sparse
 from rayfm.errors import EndpointError, StorageError
 from rayfm.model import FactorizationMachine
 from rayfm.sagemaker.model import FactorizationMachinesModel
+from rayfm.sagemaker.predictor import FactorizationMachinesPredictor
 from rayfm.sagemaker.serializers import (
     JSONDeserializer,
     JSONLinesDeserializer,
     JSONLinesSerializer,
     JSONSerializer,
 )
+from rayfm.serving.endpoint import describe
 
+KEY = "0123456789abcdef"
 ROWS = sparse.random_array((40, 30), density=0.2, rng=np.random.default_rng(2), dtype=np.float32, format="csr")
 
 
@@ -62,10 +66,10 @@ def test_deploy__says_that_there_is_no_model(tmp_path):
         FactorizationMachinesModel(tmp_path / "nowhere").deploy(1, endpoint_name="never")
 
 
-def test_deploy__returns_a_predictor_that_scores_as_the_model_does(model_data, machine, serve_url):
+def test_deploy__returns_a_predictor_that_scores_as_the_model_does(model_data, machine, serve_url, tmp_path):
     model = FactorizationMachinesModel(model_data, name="ratings")
     expected = machine.predict(ROWS)
-    with model.deploy(1, "ml.m5.large") as predictor:
+    with model.deploy(1, "ml.m5.large", api_keys=[KEY], max_instance_count=2) as predictor:
         assert predictor.endpoint_name == model.endpoint_name
         assert predictor.endpoint_name.startswith("ratings-20")
         assert predictor.endpoint_url == serve_url
@@ -91,6 +95,18 @@ def test_deploy__returns_a_predictor_that_scores_as_the_model_does(model_data, m
         with pytest.raises(EndpointError) as caught:
             predictor.predict(np.ones((1, 31), "f4"))
         assert (caught.value.status, caught.value.code) == (424, "ModelError")
+
+        with FactorizationMachinesPredictor(predictor.endpoint_name, api_key="none-of-its-keys") as stranger:
+            with pytest.raises(EndpointError) as caught:
+                stranger.predict(ROWS)
+        assert (caught.value.status, caught.value.code) == (403, "AccessDeniedException")
+
+        other = replace(machine, bias=-2.0)
+        other.save(tmp_path / "other.safetensors")
+        predictor.update_endpoint(model_name=str(tmp_path / "other.safetensors"))
+        updated = describe(predictor.endpoint_name)
+        assert (updated.min_replicas, updated.max_replicas, updated.needs_key) == (1, 2, True)
+        np.testing.assert_allclose([row["score"] for row in predictor.predict(ROWS)], other.predict(ROWS), rtol=1e-5)
 
         predictor.delete_endpoint()
         with pytest.raises(EndpointError, match=f"there is no endpoint {predictor.endpoint_name}"):
