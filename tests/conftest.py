@@ -39,6 +39,13 @@ from moto.server import ThreadedMotoServer
 BUCKET = "rayfm-test"
 
 
+def pytest_collection_modifyitems(items):
+    """Keep all tests of the session's Ray in one process, so that there is one Ray; others run beside them."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint():
     """A real S3 API over HTTP on the loopback interface, with an empty bucket; the environment points at it."""

@@ -104,7 +104,7 @@ def _usual(model: FactorizationMachine, limits: Limits, body: bytes, request: st
     if request == instances.RECORDIO:
         return None
     rows = unpacked(body, model.feature_dim, lines=request == instances.JSON_LINES)
-    if rows is None or len(rows.indptr) > limits.max_rows or len(rows.keys) > limits.max_nonzeros:
+    if rows is None or len(rows.indptr) - 1 > limits.max_rows or len(rows.keys) > limits.max_nonzeros:
         return None
     scores = score_usual(*rows, model.bias, model.linear, model.factors, model.is_classifier)
     return None if scores is None else _scored(model, scores)
