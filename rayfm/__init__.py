@@ -33,6 +33,7 @@ _HOMES = {
     "Transformer": "rayfm.sagemaker.transformer",
     "WorkerError": "rayfm.errors",
     "check": "rayfm.training.doctor",
+    "deploy": "rayfm.serving.endpoint",
     "evaluate": "rayfm.training.scoring",
     "predict": "rayfm.training.scoring",
     "read": "rayfm.reading",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from rayfm.sagemaker.predictor import FactorizationMachinesPredictor as FactorizationMachinesPredictor
     from rayfm.sagemaker.records import RecordSet as RecordSet
     from rayfm.sagemaker.transformer import Transformer as Transformer
+    from rayfm.serving.endpoint import deploy as deploy
     from rayfm.training.doctor import check as check
     from rayfm.training.driver import train as train
     from rayfm.training.job import TrainingResult as TrainingResult

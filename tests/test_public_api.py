@@ -12,8 +12,8 @@ PUBLIC = [
     "DataError", "DivergenceError", "EndpointError", "FactorizationMachine", "FactorizationMachines",
     "FactorizationMachinesModel", "FactorizationMachinesPredictor", "HyperparameterError", "Hyperparameters",
     "JobFailedError", "ModelFileError", "ParquetColumns", "RayfmError", "ReadOptions", "RecordSet", "ResourceError",
-    "SparseBatch", "StorageError", "TrainingResult", "Transformer", "WorkerError", "check", "evaluate", "predict",
-    "read", "train", "transform",
+    "SparseBatch", "StorageError", "TrainingResult", "Transformer", "WorkerError", "check", "deploy", "evaluate",
+    "predict", "read", "train", "transform",
 ]  # fmt: skip
 
 

@@ -158,7 +158,8 @@ class FactorizationMachinesModel:
         """
         from rayfm.serving.endpoint import deploy
 
-        _check_options("deploy", options, _DEPLOY_KEYWORDS, ("endpoint_name", "wait"))
+        own = ("endpoint_name", "wait", "max_instance_count", "limits", "api_keys", "server")
+        _check_options("deploy", options, _DEPLOY_KEYWORDS, own)
         name = endpoint_name or new_job_name(self.name or BASE_NAME)
         endpoint = deploy(
             self.model_data,
