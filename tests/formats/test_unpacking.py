@@ -110,6 +110,7 @@ def test_unpacked_member__may_be_empty_or_larger_than_a_chunk():
         (packed(*((f"model_algo-{i}", bytes(LIMIT // 2)) for i in range(3))), "must unpack to <= 16777216 bytes"),
         (packed(("model_algo-1", b"")) + gzip.compress(bytes(3 << 20)), "more than 1048576 bytes after its end"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",  # archives hold the time
 )  # fmt: skip
 def test_unpacked_member__hostile_archives_are_refused(content, message):
     with pytest.raises(ModelFileError, match=message):
