@@ -15,6 +15,7 @@ import socket
 import stat
 import sys
 import tempfile
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _DRAINING_S = 1  # how long a replica that goes still takes requests, while HAProxy learns of it
 _ANSWER_TIMEOUT_S = 120  # of HAProxy; replicas give up before
 _HEAD_TIMEOUT_S = 60.0
+_STARTED_LONG_AGO_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +187,7 @@ def _prepared(port: int, options: ServerOptions, is_fast: bool) -> dict[str, str
     if not is_fast:
         return {}
     folder = _private_folder() / str(port)
-    shutil.rmtree(folder, ignore_errors=True)  # of a server that is gone, or its port would be taken
+    _remove_dead(folder)
     folder.mkdir(mode=0o700)
     haproxy.write_errors(folder)
     certificate = _linked(folder, options)
@@ -226,6 +228,15 @@ def _private_folder() -> Path:
     except OSError:
         pass
     return Path(tempfile.mkdtemp(prefix="rayfm-", dir="/tmp"))
+
+
+def _remove_dead(folder: Path) -> None:
+    """Remove what servers that are gone have left: one at the port of `folder`, which is free, and old ones at others."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for other in folder.parent.iterdir():
+        is_new = time.time() - other.stat().st_mtime < _STARTED_LONG_AGO_S
+        if not is_new and other.name.isdecimal() and not _is_listening(int(other.name)):
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _linked(folder: Path, options: ServerOptions) -> str:

@@ -1,6 +1,8 @@
 """HAProxy's configuration put right, checked by HAProxy itself."""
 
+import os
 import re
+import socket
 import subprocess
 
 import pytest
@@ -74,3 +76,14 @@ def test_errors__are_such_that_boto3_tries_again(tmp_path):
     assert b"x-amzn-ErrorType: ServiceUnavailable" in head and b"Retry-After: 1" in head
     assert f"Content-Length: {len(body)}".encode() in head
     assert sorted(path.name for path in tmp_path.iterdir()) == ["503.http", "504.http"]
+
+
+def test_remove_dead__leaves_servers_that_run_or_are_about_to(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as running:
+        alive = str(running.getsockname()[1])
+        for name in (alive, "1", "2", "3"):
+            (tmp_path / name / "node").mkdir(parents=True)
+        for name in (alive, "1", "2"):
+            os.utime(tmp_path / name, (0, 0))
+        server._remove_dead(tmp_path / "1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([alive, "3"])
