@@ -7,6 +7,7 @@ asks them over the network; a server that is to listen on the loopback interface
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
@@ -231,12 +232,13 @@ def _private_folder() -> Path:
 
 
 def _remove_dead(folder: Path) -> None:
-    """Remove what servers that are gone have left: one at the port of `folder`, which is free, and old ones at others."""
+    """Remove what servers that are gone have left: at the port of `folder`, which is free, and long ago at others."""
     shutil.rmtree(folder, ignore_errors=True)
     for other in folder.parent.iterdir():
-        is_new = time.time() - other.stat().st_mtime < _STARTED_LONG_AGO_S
-        if not is_new and other.name.isdecimal() and not _is_listening(int(other.name)):
-            shutil.rmtree(other, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # somebody else removes it
+            is_new = time.time() - other.stat().st_mtime < _STARTED_LONG_AGO_S
+            if not is_new and other.name.isdecimal() and not _is_listening(int(other.name)):
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def _linked(folder: Path, options: ServerOptions) -> str:
