@@ -25,7 +25,7 @@ MAX_FAILED_STARTS = 3
 """Of all replicas of an endpoint together; what fails in one mostly fails in each."""
 
 _MAX_ONGOING_REQUESTS = 5000  # more than HAProxy has connections: replicas refuse what is too much, not Serve
-_TARGET_ONGOING_REQUESTS = 4.0  # of a replica, by which Serve tells how many are needed
+_TARGET_ONGOING_REQUESTS = 1.0  # of a replica on average, when it is about half busy: small ones take turns
 _SCALING = {"upscale_delay_s": 10.0, "look_back_period_s": 15.0}  # a replica takes 5 s to start
 _HEALTH_CHECK_S, _HEALTH_CHECK_TIMEOUT_S = 2.0, 10.0
 _DRAIN_POLL_S = 0.5

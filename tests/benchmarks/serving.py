@@ -4,6 +4,7 @@ latency   p50 of one row of 39 nonzeros, and requests/s of 16 clients, beside an
 rows      rows/s of one RecordIO request of 10,000 sparse rows, beside the scoring kernel alone
 update    a new model every few seconds under 30 s of load of 16 clients: how many requests failed
 kill      SIGKILL of one of two replicas under load: how many requests failed, when both were there again
+scale     32 clients at an endpoint of one to two replicas: when the second was there
 soak      10 minutes of load: the memory of the endpoint's processes
 
 All of it on the loopback interface, on a Ray of its own; the client is wrk (Debian's package of that name). What
@@ -218,6 +219,18 @@ def kill(serve):
     endpoint.delete("fm")
 
 
+def scale(serve):
+    """Load one of one to two replicas until the other is there."""
+    url = endpoint.deploy(save_model(0), "fm", replicas=(1, 2)).url + "/invocations"
+    start = time.monotonic()
+    wait = in_background(url, 32, 60, json_body(rows(1)))
+    while len(replicas("fm")) < 2 and time.monotonic() < start + 60:
+        time.sleep(0.1)
+    tell("seconds of load until there was a second replica", f"{time.monotonic() - start:.1f}")
+    tell("failed requests meanwhile and after", wait()["failed"])
+    endpoint.delete("fm")
+
+
 def memory_mib(pids):
     """Return the resident memory of processes."""
     pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
@@ -248,7 +261,7 @@ def soak(serve, minutes=10):
     endpoint.delete("fm")
 
 
-MEASURES = {"latency": latency, "rows": rows_per_second, "update": update, "kill": kill, "soak": soak}
+MEASURES = {"latency": latency, "rows": rows_per_second, "update": update, "kill": kill, "scale": scale, "soak": soak}
 
 
 def main():
