@@ -5,7 +5,8 @@ configuration right, then becomes HAProxy:
 
 * the pages of statistics and metrics listen on all interfaces: here on the loopback interface only;
 * the server itself knows no TLS: here it does, where a certificate is given;
-* errors of HAProxy's own (no replica, no answer in time) are an untyped 500: here they are what boto3 expects;
+* errors of HAProxy's own (no replica, one that ends at work, no answer in time) are an untyped 500: here they are what
+  boto3 expects;
 * a request to an endpoint is spared what costs as much as scoring a row: that Serve watches whether its client goes
   away, and draws an identifier for it;
 * HAProxy outlives a Ray that is killed, and keeps its port: here it ends with the process that started it.
@@ -28,9 +29,10 @@ _SPARED = """\
     acl is_endpoint path_dir endpoints
     http-request set-header x-request-disconnect-disabled ?1 if is_endpoint
     http-request set-header x-request-id %[uuid()] if is_endpoint !{ req.hdr(x-request-id) -m found }"""
-_ERROR_FILE = re.compile(r"^( *errorfile) (503|504) \S+$", re.MULTILINE)
+_ERROR_FILE = re.compile(r"^( *errorfile) (502|503|504) \S+$", re.MULTILINE)
 
 ERRORS = {
+    502: ("Bad Gateway", "", "the replica ended before it had answered. Try again."),
     503: ("Service Unavailable", "ServiceUnavailable", "no replica of the endpoint can answer just now. Try again."),
     504: ("Gateway Timeout", "", "the endpoint did not answer in time."),
 }

@@ -41,6 +41,12 @@ def test_private__listens_for_statistics_on_the_loopback_interface_only(tmp_path
     assert "    bind 0.0.0.0:8000\n" in text  # where endpoints are is for the user to say
 
 
+def test_private__answers_with_errors_of_its_own(tmp_path):
+    text = haproxy.private(SERVES_OWN, None, tmp_path)
+    files = re.findall(r"errorfile (\d+) (\S+)", text)
+    assert files == [(str(status), f"{tmp_path}/{status}.http") for status in haproxy.ERRORS]
+
+
 def test_private__changes_what_serve_really_writes():
     server.imported()
     from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
@@ -48,7 +54,8 @@ def test_private__changes_what_serve_really_writes():
     assert "bind :{{ config.metrics_port }}" in HAPROXY_CONFIG_TEMPLATE
     assert "bind *:{{ config.stats_port }}" in HAPROXY_CONFIG_TEMPLATE
     assert "frontend http_frontend\n    bind {{ config.frontend_host }}:" in HAPROXY_CONFIG_TEMPLATE
-    assert "errorfile 503 {{ config.error_file_path }}" in HAPROXY_CONFIG_TEMPLATE
+    for status in haproxy.ERRORS:
+        assert f"errorfile {status} {{{{ config.error_file_path }}}}" in HAPROXY_CONFIG_TEMPLATE
     assert len(re.findall(r"^ +bind ", HAPROXY_CONFIG_TEMPLATE, re.M)) == 4  # the fourth is gRPC, which is off
 
 
@@ -61,9 +68,7 @@ def test_private__is_a_configuration_that_haproxy_takes(tmp_path, has_tls, certi
         link.symlink_to(certificate.certificate)
         (tmp_path / "certificate.pem.key").symlink_to(certificate.key)
     file = tmp_path / "haproxy.cfg"
-    file.write_text(
-        haproxy.private(SERVES_OWN.replace("502 /tmp", "502 /no").replace("errorfile 502", "#"), link, tmp_path)
-    )
+    file.write_text(haproxy.private(SERVES_OWN, link, tmp_path))
     checked = subprocess.run([get_haproxy_binary(), "-c", "-f", file], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert (" ssl crt " in file.read_text()) == has_tls
@@ -75,7 +80,7 @@ def test_errors__are_such_that_boto3_tries_again(tmp_path):
     assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
     assert b"x-amzn-ErrorType: ServiceUnavailable" in head and b"Retry-After: 1" in head
     assert f"Content-Length: {len(body)}".encode() in head
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["503.http", "504.http"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["502.http", "503.http", "504.http"]
 
 
 def test_remove_dead__leaves_servers_that_run_or_are_about_to(tmp_path):
