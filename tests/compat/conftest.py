@@ -1,4 +1,5 @@
 import fcntl
+import functools
 import os
 import platform
 import pwd
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 REQUIREMENTS = ("sagemaker<3", "scipy")  # the SDK needs SciPy for sparse matrices but does not ask for it
+VERSION_1_REQUIREMENTS = ("sagemaker==1.72.0", "scipy", "protobuf<3.21")  # whose record_pb2 newer protobuf refuses
 MXNET_REQUIREMENTS = ("mxnet==1.9.1", "numpy==1.23.5")  # the last MXNet, and the last NumPy with which it can be used
 MXNET_START = "import numpy; numpy.bool = bool; import mxnet as mx\n"  # a name that NumPy has dropped
 
@@ -57,19 +59,27 @@ def sagemaker_python():
     return Path(given) if given else _install(_cache_folder("sagemaker-v2"), REQUIREMENTS)
 
 
+def _run_with_sagemaker(python, script, *arguments, python_path=""):
+    environment = {**os.environ, "PYTHONPATH": str(python_path), "AWS_DEFAULT_REGION": "us-east-1"}
+    lines = _run(python, "-c", script, *arguments, env=environment).splitlines()
+    return lines[-1] if lines else ""
+
+
 @pytest.fixture(scope="session")
 def run_with_sagemaker(sagemaker_python):
     """Return a function that runs a script there with some arguments and returns the last line that it prints.
 
     (The SDK logs to the standard output too.)
     """
+    return functools.partial(_run_with_sagemaker, sagemaker_python)
 
-    def run(script, *arguments, python_path=""):
-        environment = {**os.environ, "PYTHONPATH": str(python_path), "AWS_DEFAULT_REGION": "us-east-1"}
-        lines = _run(sagemaker_python, "-c", script, *arguments, env=environment).splitlines()
-        return lines[-1] if lines else ""
 
-    return run
+@pytest.fixture(scope="session")
+def run_with_sagemaker_1():
+    """Return the like of `run_with_sagemaker` for the SDK's version 1; RAYFM_SAGEMAKER_1_PYTHON names its Python."""
+    given = os.environ.get("RAYFM_SAGEMAKER_1_PYTHON")
+    python = Path(given) if given else _install(_cache_folder("sagemaker-v1"), VERSION_1_REQUIREMENTS)
+    return functools.partial(_run_with_sagemaker, python)
 
 
 @pytest.fixture(scope="session")
