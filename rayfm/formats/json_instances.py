@@ -114,8 +114,10 @@ def unpacked(body: bytes, feature_dim: int, *, lines: bool) -> UnpackedRows | No
     Keys and values are as they were sent: neither sorted nor checked.
     """
     try:
-        document: Any = _LINE.decode_lines(body) if lines else _DOCUMENT.decode(body)
-    except (msgspec.DecodeError, RecursionError):
+        if not body.isascii():
+            body.decode()  # the parser takes any bytes in what it passes over, such as an unknown name
+        document: Any = [_LINE.decode(line) for line in _split(body)] if lines else _DOCUMENT.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     keys: list[int] = []
     values: list[float] = []
@@ -168,9 +170,13 @@ def _instances(body: bytes) -> Iterable[Any]:
 
 
 def _lines(body: bytes) -> Iterable[Any]:
-    """Parse the instances of JSON Lines; blank lines are none."""
-    lines = (line for line in body.split(b"\n") if not line.isspace() and line)
-    return (_parsed(line, record) for record, line in enumerate(lines, 1))
+    """Parse the instances of JSON Lines."""
+    return (_parsed(line, record) for record, line in enumerate(_split(body), 1))
+
+
+def _split(body: bytes) -> list[bytes]:
+    """Return the lines that are not blank."""
+    return [line for line in body.split(b"\n") if line and not line.isspace()]
 
 
 def _parsed(text: bytes, record: int | None = None) -> Any:

@@ -99,6 +99,21 @@ def test_read__json_lines_may_have_blank_lines_and_windows_line_ends():
     assert dense(batch, 3).tolist() == [[1, 0, 0], [0, 2, 0]]
 
 
+@pytest.mark.parametrize("body", [b"[1, 0,\n0]", b"[1, 0, 0] [0, 2, 0]\n", b"[0, 2, 0]\n[1, 0, 0][0, 2, 0]"])
+def test_read__json_lines_have_one_instance_on_each_line(body):
+    with pytest.raises(DataError, match=r"row \d: the text is not JSON"):
+        instances.read(body, JSON_LINES, 3)
+
+
+@pytest.mark.parametrize("media_type", [JSON, JSON_LINES])
+def test_read__text_must_be_unicode_also_in_a_name_that_is_not_looked_at(media_type):
+    row = '{"features": [1, 0, 0], "größe": "ß"}'.encode()
+    body = b"[" + row + b"]" if media_type == JSON else row
+    assert dense(instances.read(body, media_type, 3), 3).tolist() == [[1, 0, 0]]
+    with pytest.raises(DataError, match="the text is not JSON: 'utf-8' codec can't decode byte 0xff"):
+        instances.read(body.replace("ö".encode(), b"\xff"), media_type, 3)
+
+
 @pytest.mark.parametrize(
     ("instance", "problem"),
     [
