@@ -7,6 +7,8 @@ configuration right, then becomes HAProxy:
 * the server itself knows no TLS: here it does, where a certificate is given;
 * errors of HAProxy's own (no replica, one that ends at work, no answer in time) are an untyped 500: here they are what
   boto3 expects;
+* an identifier that is no ASCII text, and a handshake of WebSocket, make Serve fail: here the one is replaced, the
+  other a plain request to an endpoint;
 * a request to an endpoint is spared what costs as much as scoring a row: that Serve watches whether its client goes
   away, and draws an identifier for it;
 * HAProxy outlives a Ray that is killed, and keeps its port: here it ends with the process that started it.
@@ -25,8 +27,10 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 _LISTENERS = re.compile(r"^( *bind) \*?:(\d+)$", re.MULTILINE)
 _FRONT = re.compile(r"^(frontend http_frontend\n *bind \S+)$", re.MULTILINE)
-_SPARED = """\
+_RULES = """\
     acl is_endpoint path_dir endpoints
+    http-request del-header x-request-id if { req.hdr(x-request-id) -m reg '[^ -~]' }
+    http-request del-header upgrade if is_endpoint
     http-request set-header x-request-disconnect-disabled ?1 if is_endpoint
     http-request set-header x-request-id %[uuid()] if is_endpoint !{ req.hdr(x-request-id) -m found }"""
 _ERROR_FILE = re.compile(r"^( *errorfile) (502|503|504) \S+$", re.MULTILINE)
@@ -54,7 +58,7 @@ def private(configuration: str, certificate: str | None, folder: Path) -> str:
     text = _LISTENERS.sub(r"\1 127.0.0.1:\2", configuration)
     text = _ERROR_FILE.sub(rf"\1 \2 {folder}/\2.http", text)
     tls = f" ssl crt {certificate} alpn h2,http/1.1" if certificate else ""
-    return _FRONT.sub(rf"\1{tls}\n{_SPARED}", text)
+    return _FRONT.sub(rf"\1{tls}\n{_RULES}", text)
 
 
 def write_errors(folder: Path) -> None:

@@ -123,6 +123,16 @@ def test_endpoint__tells_of_its_model(classifier):
     assert facts["feature_dim"] == 3
 
 
+HANDSHAKE = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": 22 * "A" + "=="}
+
+
+@pytest.mark.parametrize("headers", [{"X-Request-Id": b"\xff"}, {"X-Request-Id": "a" * 5000}, HANDSHAKE])
+def test_endpoint__answers_in_spite_of_headers_that_make_serve_fail(regressor, headers):
+    answer = requests.get(regressor.url, headers=headers, timeout=10)
+    assert answer.status_code == 200
+    assert 0 < len(answer.headers["x-amzn-RequestId"]) <= 64
+
+
 def test_boto3__gets_predictions(classifier, runtime):
     answer = runtime.invoke_endpoint(EndpointName="fm-classifier", ContentType=JSON, Accept=JSON, Body=ROW)
     assert answer["Body"].read() == b'{"predictions": [{"score": 0.5, "predicted_label": 1.0}]}'
