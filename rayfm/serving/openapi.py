@@ -111,7 +111,7 @@ def _invocation(model: FactorizationMachine, operation: str, errors: dict[str, s
         "operationId": operation,
         "summary": "Score rows.",
         "description": "The answer has the media type that Accept prefers: by default JSON Lines for JSON Lines, else "
-        "JSON. Without Content-Type the body is looked at.",
+        "JSON. Without Content-Type the body is looked at; an empty one has no rows.",
         "requestBody": {
             "required": True,
             "content": {
@@ -152,11 +152,11 @@ def _example(model: FactorizationMachine) -> dict[str, Any]:
 
 def _schemas(model: FactorizationMachine) -> dict[str, Any]:
     width = model.feature_dim
-    number, largest = {"type": "number"}, 3.4e38  # of float32, about
-    value = {**number, "minimum": -largest, "maximum": largest}
+    number, too_large = {"type": "number"}, 2.0**128 - 2.0**103  # what float32 rounds to infinity
+    value = {**number, "exclusiveMinimum": -too_large, "exclusiveMaximum": too_large}
     dense = {"type": "array", "items": value, "minItems": width, "maxItems": width}
     key = {"type": "integer", "minimum": 0, "maximum": min(width, MAX_FEATURE_DIM) - 1}
-    shape = {"type": "array", "items": {"const": width}, "minItems": 1, "maxItems": 1}
+    shape = {"type": ["array", "null"], "items": {"const": width}, "minItems": 1, "maxItems": 1}
     sparse = {
         "type": "object",
         "description": "As many keys as values.",
@@ -167,7 +167,11 @@ def _schemas(model: FactorizationMachine) -> dict[str, Any]:
         },
         "required": ["keys", "values"],
     }
-    long = {"type": "object", "properties": {"values": dense, "shape": shape}, "required": ["values"]}
+    long = {
+        "type": "object",
+        "properties": {"keys": {"type": "null"}, "shape": shape, "values": dense},
+        "required": ["values"],
+    }
     prediction: dict[str, Any] = {"type": "object", "properties": {"score": number}, "required": ["score"]}
     if model.is_classifier:
         prediction["properties"]["score"] = {**number, "minimum": 0, "maximum": 1}
