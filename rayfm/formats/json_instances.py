@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 from rayfm.batch import MAX_FEATURE_DIM, Chunk, RowRules, SparseBatch, raise_problem
@@ -60,7 +61,7 @@ class _Data(msgspec.Struct, gc=False):
 
 
 class _Instance(msgspec.Struct, gc=False):
-    features: list[float] | _Vector | None = None
+    features: list[float] | _Vector | UnsetType = UNSET  # null is no row, also where data holds one
     data: _Data | None = None
 
 
@@ -126,7 +127,7 @@ def unpacked(body: bytes, feature_dim: int, *, lines: bool) -> UnpackedRows | No
         features: Any = instance
         if type(instance) is _Instance:
             features = instance.features
-            if features is None:
+            if features is UNSET:
                 if instance.data is None:
                     return None
                 features = instance.data.features

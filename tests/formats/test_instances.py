@@ -139,6 +139,7 @@ def test_read__text_must_be_unicode_also_in_a_name_that_is_not_looked_at(media_t
         ({"features": [1e300, 2, 3]}, "must be finite"),
         ({"features": [10**400, 2, 3]}, "too large"),
         ({"data": [1, 2, 3]}, "an instance must have features"),
+        ({"features": None, "data": {"features": [1, 2, 3]}}, "list of numbers as values, got null"),
         ({}, "an instance must have features"),
         (7, "an instance must have features, got 7"),
         (None, "an instance must have features, got null"),
