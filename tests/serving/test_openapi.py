@@ -1,4 +1,7 @@
-"""The OpenAPI description of an endpoint: a valid one, and true of what a real endpoint answers."""
+"""The OpenAPI description of an endpoint: a valid one, and true of what a real endpoint answers.
+
+``RAYFM_TEST_EXAMPLES=1000`` in the environment makes a long run of it.
+"""
 
 import json
 import os
@@ -51,11 +54,6 @@ def urls(serve_url, tmp_path_factory):
     return endpoint.deploy(path, "fm-root", at_root=True).url, serve_url
 
 
-def test_description__is_the_same_wherever_it_is_asked_for(urls):
-    own, root = (requests.get(f"{url}/openapi.json", timeout=10).json() for url in urls)
-    assert own == root
-
-
 @schemathesis.serializer(JSON_LINES)
 def one_line(context, instance):
     return json.dumps(instance).encode()
@@ -64,12 +62,19 @@ def one_line(context, instance):
 schemathesis.openapi.media_type(RECORDIO, st.lists(RECORDS, max_size=3).map(b"".join))
 
 
+DOCUMENT = description("fm-root", model_of("binary_classifier"), Settings("m", "r1"), at_root=True)
 INTERFACE = schemathesis.openapi.from_dict(
-    description("fm-root", model_of("binary_classifier"), Settings("m", "r1"), at_root=True),
+    DOCUMENT,
     config=schemathesis.Config.from_dict(
         {"checks": {"negative_data_rejection": {"expected-statuses": ["400", MODEL_ERROR]}}}
     ),
 )
+
+
+def test_description__is_served_at_the_root_too(urls):
+    own, root = (requests.get(f"{url}/openapi.json", timeout=10).json() for url in urls)
+    assert own == root
+    assert (own["paths"], own["components"]) == (DOCUMENT["paths"], DOCUMENT["components"])
 
 
 def level(tree):
