@@ -9,14 +9,22 @@ What reaches the server in the container's own way, by ``/invocations``, is answ
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import Response
 
+_LONGEST_ID = 64
 PRODUCTION_VARIANT = "AllTraffic"
 ACCOUNT = "000000000000"
 """Stands where SageMaker names the account that an endpoint belongs to."""
+
+
+def request_id(headers: Mapping[bytes, bytes]) -> str:
+    """Return the identifier of a request: the one that Serve, which logs it, has given it, or a new one."""
+    given = headers.get(b"x-request-id", b"")
+    return given.decode("latin-1") if 0 < len(given) <= _LONGEST_ID else str(uuid.uuid4())
 
 
 class Refused(Exception):

@@ -18,7 +18,6 @@ import asyncio
 import json
 import logging
 import time
-import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -48,7 +47,6 @@ THREADS = 4
 """Requests that are decoded and scored at a time. Only the kernels run side by side; the rest takes turns."""
 
 _INLINE_BYTES = 2**14  # scoring less than this takes less time than asking a thread to
-_REQUEST_ID = b"x-request-id"  # Serve gives one to each request, and logs it
 _LOG = logging.getLogger(__name__)
 
 _MEDIA_TYPES = ", ".join(instances.MEDIA_TYPES)
@@ -337,8 +335,7 @@ def _read_headers(request: Request) -> tuple[Mapping[bytes, bytes], str]:
         headers = {}
         for name, value in lines:
             headers[name] = headers[name] + b", " + value if name in headers else value
-    request_id = headers.get(_REQUEST_ID, b"")
-    return headers, request_id.decode("latin-1") if 0 < len(request_id) <= 64 else str(uuid.uuid4())
+    return headers, answers.request_id(headers)
 
 
 def _text(headers: Mapping[bytes, bytes], name: bytes) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import uuid
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,5 +23,5 @@ class Front:
             response = Response(b"")
         else:
             response = (answers.unknown_endpoint(match[1]) if match else answers.unknown_operation(path)).answer()
-        response.headers["x-amzn-RequestId"] = str(uuid.uuid4())
+        response.headers["x-amzn-RequestId"] = answers.request_id(dict(request.scope["headers"]))
         return response

@@ -35,6 +35,9 @@ LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _DRAINING_S = 1  # how long a replica that goes still takes requests, while HAProxy learns of it
 _ANSWER_TIMEOUT_S = 120  # of HAProxy; replicas give up before
 _HEAD_TIMEOUT_S = 60.0
+_REPLICA_PORTS, _PORTS_OF_A_SERVER = range(20_000, 32_000), 500
+"""Ports between Ray's own and those that systems give out. Each server of a machine has some to itself: HAProxy may go on
+asking at a port that a replica has left, also when it is another server's by then."""
 _STARTED_LONG_AGO_S = 600.0
 
 
@@ -197,7 +200,10 @@ def _prepared(port: int, options: ServerOptions, is_fast: bool) -> dict[str, str
     program.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
     program.chmod(0o700)
     statistics, metrics = _free_ports(2)
+    first = _REPLICA_PORTS.start + port * _PORTS_OF_A_SERVER % len(_REPLICA_PORTS)
     wanted = {
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + _PORTS_OF_A_SERVER - 1),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(_DRAINING_S),
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # large requests have threads of their own
