@@ -36,8 +36,8 @@ _DRAINING_S = 1  # how long a replica that goes still takes requests, while HAPr
 _ANSWER_TIMEOUT_S = 120  # of HAProxy; replicas give up before
 _HEAD_TIMEOUT_S = 60.0
 _REPLICA_PORTS, _PORTS_OF_A_SERVER = range(20_000, 32_000), 500
-"""Ports between Ray's own and those that systems give out. Each server of a machine has some to itself: HAProxy may go on
-asking at a port that a replica has left, also when it is another server's by then."""
+"""Ports between Ray's own and those that systems give out. Each server of a machine has some to itself: HAProxy may go
+on asking at a port that a replica has left, also when it is another server's by then."""
 _STARTED_LONG_AGO_S = 600.0
 
 
