@@ -39,6 +39,7 @@ from moto.server import ThreadedMotoServer
 BUCKET = "rayfm-test"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items):
     """Keep all tests of the session's Ray in one process, so that there is one Ray; others run beside them."""
     for item in items:

@@ -77,7 +77,7 @@ class InProcess:
     @classmethod
     async def serving(cls, model_uri):
         """Start a replica, which answers at the root too."""
-        replica = EndpointReplica(NAME, at_root=True)
+        replica = EndpointReplica(NAME, f"/endpoints/{NAME}")
         await replica.reconfigure(Settings(model_uri, "r1").as_dict())
         return cls(replica)
 
