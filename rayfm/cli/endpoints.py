@@ -97,7 +97,7 @@ def url_option(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--access-log/--no-access-log", default=None, help="Log each request, as JSON.  [default: log]")
 @limit_options
 @_option(KEYS, "--api-key-file", type=click.Path(dir_okay=False), metavar="FILE",
-         help="A key on each line, of which requests must show one; RAYFM_API_KEY when left out.")  # fmt: skip
+         help="A key on each line, of which requests must show one; RAYFM_API_KEY for a new endpoint.")  # fmt: skip
 @_option(KEYS, "--no-api-key", is_flag=True, help="Let anybody ask.")
 @url_option
 @_option(SERVER, "--host", metavar="ADDRESS",
@@ -131,24 +131,26 @@ def deploy(
 
     if no_api_key and api_key_file:
         raise click.UsageError("--no-api-key and --api-key-file cannot be given together.")
-    counts = (instance_count or 1, max_instance_count or instance_count or 1)
     server = _given(rest, "host", "tls_certificate", "tls_key")
     limits = _given(rest, *(field.name for field in fields(endpoint.Limits)))
     cluster.connect(address)
-    present = {other.name: other.limits for other in endpoint.list_endpoints()}.get(name, endpoint.Limits())
+    present = {other.name: other for other in endpoint.list_endpoints()}.get(name)
+    keys = [] if no_api_key else known_keys(api_key_file) if api_key_file or present is None else None
     try:
         deployed = endpoint.deploy(
             model,
             name,
-            replicas=counts if instance_count or max_instance_count else None,
-            limits=replace(present, **limits) if limits else None,
-            api_keys=[] if no_api_key else known_keys(api_key_file) or None,
+            replicas=instance_count,
+            max_replicas=max_instance_count,
+            limits=replace(present.limits if present else endpoint.Limits(), **limits) if limits else None,
+            api_keys=keys,
             access_log=access_log,
             at_root=at_root,
             server=endpoint.ServerOptions(**server) if server else None,
         )
     except KeyboardInterrupt:
-        raise click.Abort(f"endpoint {name} is as it was.") from None
+        state = f"endpoint {name} is as it was" if present else f"there is no endpoint {name}"
+        raise click.Abort(f"interrupted; {state}.") from None
     click.echo(f"{deployed.url}/invocations")
     if cluster.is_embedded():
         _serve_until_interrupted(name)
@@ -178,7 +180,10 @@ def _serve_until_interrupted(name: str) -> None:
     cls=Command,
     examples=[
         ("those of a cluster", "rayfm endpoints list --address auto"),
-        ("those that are not well", "rayfm endpoints list --json | jq -r '.[] | select(.status!=\"InService\").name'"),
+        (
+            "those that are not well",
+            "rayfm endpoints list --address auto --json | jq -r '.[] | select(.status!=\"InService\").name'",
+        ),
     ],
 )
 @cluster_option
@@ -204,7 +209,7 @@ def list_command(*, wants_json: bool, address: str | None) -> None:
     cls=Command,
     examples=[
         ("what it serves, within which limits", "rayfm endpoints show clicks --address auto"),
-        ("its URL, for a script", "rayfm endpoints show clicks --json | jq -r .url"),
+        ("its URL, for a script", "rayfm endpoints show clicks --address auto --json | jq -r .url"),
     ],
 )
 @click.argument("name")

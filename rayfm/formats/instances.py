@@ -17,7 +17,7 @@ RECORDIO = "application/x-recordio-protobuf"
 MEDIA_TYPES = (JSON, JSON_LINES, RECORDIO)
 """What an endpoint reads and writes."""
 
-_UNTOLD = {"", "application/octet-stream"}
+_UNTOLD = {"", "application/octet-stream", "application/x-www-form-urlencoded"}  # the last is what curl -d says
 
 
 def request_type(content_type: str | None, body: bytes) -> str | None:

@@ -9,8 +9,8 @@ An instance is a dense row, short or long, or a sparse one; a request may mix th
 ``application/json`` has ``{"instances": [instance, ...]}``, ``application/jsonlines`` one instance on each line. A bare
 list of numbers is a dense row too, and a list of instances a request: SageMaker's ``JSONSerializer`` sends arrays so.
 
-A request is read twice at most: first quickly, by a parser that knows the layouts, which takes only what is right in
-every respect; what it does not take is read again by code that says which row is wrong and why.
+A request is read quickly, by a parser that knows the layouts and takes only what is right in every respect; what it
+does not take is read again by code that says which row is wrong and why.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ _DEPLOY_KEYWORDS = {
     "async_inference_config": "the endpoint answers synchronously",
     "container_startup_health_check_timeout": "a replica has 120 s to start",
     "data_capture_config": "nothing is captured",
-    "kms_key": "replicas keep nothing on disk",
+    "kms_key": "replicas keep no rows on disk",
     "model_data_download_timeout": "a replica has 120 s to start",
     "serverless_inference_config": "replicas run all the time",
     "tags": "endpoints have no tags",
@@ -164,7 +164,8 @@ class FactorizationMachinesModel:
         endpoint = deploy(
             self.model_data,
             name,
-            replicas=(initial_instance_count, max_instance_count or initial_instance_count),
+            replicas=initial_instance_count,
+            max_replicas=max_instance_count or initial_instance_count,
             limits=limits,
             api_keys=api_keys,
             address=self.address,

@@ -219,7 +219,7 @@ class FactorizationMachinesPredictor:
         Parameters
         ----------
         initial_instance_count, max_instance_count
-            Replicas, see `FactorizationMachinesModel.deploy`; as they are when both are left out.
+            Replicas, see `FactorizationMachinesModel.deploy`; what is left out stays as it is.
         instance_type
             Has no effect: a replica takes one CPU of the cluster, whatever its machines are.
         model_name
@@ -235,10 +235,13 @@ class FactorizationMachinesPredictor:
         from rayfm.serving.endpoint import deploy, describe
 
         model_uri = model_name or describe(self.endpoint_name, address=self.address).model_uri
-        least = initial_instance_count or 1
-        is_told = initial_instance_count is not None or max_instance_count is not None
-        replicas = (least, max_instance_count or least) if is_told else None
-        deploy(model_uri, self.endpoint_name, replicas=replicas, address=self.address)
+        deploy(
+            model_uri,
+            self.endpoint_name,
+            replicas=initial_instance_count,
+            max_replicas=max_instance_count,
+            address=self.address,
+        )
 
     def delete_endpoint(self, delete_endpoint_config: bool = True) -> None:
         """Stop the endpoint.

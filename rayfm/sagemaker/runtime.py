@@ -106,7 +106,9 @@ class RuntimeClient:
         if not self._session.trust_env:  # but its authorities are those that the user trusts
             self._session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
         try:
-            return self._session.post(url, data=body, headers=headers, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S))
+            timeouts = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
+            # a redirect would take the key elsewhere
+            return self._session.post(url, data=body, headers=headers, timeout=timeouts, allow_redirects=False)
         except requests.exceptions.ReadTimeout as error:
             raise EndpointError(f"no answer from {url} within {READ_TIMEOUT_S} s. Send fewer rows at once.") from error
         except requests.exceptions.ConnectionError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -29,6 +30,8 @@ _TARGET_ONGOING_REQUESTS = 1.0  # of a replica on average, when it is about half
 _SCALING = {"upscale_delay_s": 10.0, "look_back_period_s": 15.0}  # a replica takes 5 s to start
 _HEALTH_CHECK_S, _HEALTH_CHECK_TIMEOUT_S = 2.0, 10.0
 _DRAIN_POLL_S = 0.5
+_POLL_S = 0.1
+_NO_WAITING = {"wait_for_applications_running": False}  # Serve itself would wait for ever
 _QUIET = {"enable_access_log": False, "log_level": "WARNING"}  # each request has a line in the log of its endpoint
 
 
@@ -78,7 +81,7 @@ def is_endpoint(application: Mapping[str, Any]) -> bool:
 
 
 def run(name: str, target: Target) -> None:
-    """Ask Serve for an endpoint, and for the front where nothing has the root; Serve itself would wait for ever."""
+    """Ask Serve for an endpoint, and for the front where nothing else has the root."""
     serve = imported()
     least, most = target.replicas
     scaling = {
@@ -106,32 +109,57 @@ def run(name: str, target: Target) -> None:
     deployment = deployment.options(version=target.settings.revision, _internal=True)
     own_path = own_route(name) if _is_root(target.route) else ""
     bound = deployment.bind(name, own_path, is_observed=True)
-    wanted = [serve.RunTarget(bound, name, target.route, logging_config=_QUIET)]
-    roots = [other for other, found in applications().items() if _is_root(found["route_prefix"])]
-    if not roots and not _is_root(target.route):
-        front = serve.deployment(Front, name=FRONT, ray_actor_options={"num_cpus": 0})
-        wanted.append(serve.RunTarget(front.bind(), FRONT, "/", logging_config=_QUIET))
-    elif roots == [FRONT] and _is_root(target.route):
-        delete(FRONT, wait=True)
-    serve.run_many(wanted, wait_for_applications_running=False)
+    if _is_root(target.route):
+        if FRONT in applications():
+            delete(FRONT)
+    else:
+        ensure_front(leaving=name)
+    serve.run_many([serve.RunTarget(bound, name, target.route, logging_config=_QUIET)], **_NO_WAITING)
+
+
+def ensure_front(leaving: str) -> None:
+    """Have something answer at the root of the server, unless an application other than `leaving` does already."""
+    if any(_is_root(found["route_prefix"]) for other, found in applications().items() if other != leaving):
+        return
+    serve = imported()
+    front = serve.deployment(Front, name=FRONT, ray_actor_options={"num_cpus": 0})
+    serve.run_many([serve.RunTarget(front.bind(), FRONT, "/", logging_config=_QUIET)], **_NO_WAITING)
 
 
 def _is_root(route: str | None) -> bool:
     return route == "/"
 
 
-def delete(name: str, *, wait: bool) -> None:
-    """Have Serve remove an application.
+def delete(name: str, timeout_s: float = 60.0) -> None:
+    """Have Serve remove an application, and wait until it is gone.
 
     Raises
     ------
     EndpointError
-        If it does not.
+        If it is not gone in time.
+    """
+    forget(name)
+    deadline = time.monotonic() + timeout_s
+    while name in applications():
+        if time.monotonic() > deadline:
+            raise EndpointError(
+                f"{name} is not gone after {timeout_s:g} s. It goes when it has answered what is pending."
+            )
+        time.sleep(_POLL_S)
+
+
+def forget(name: str) -> None:
+    """Have Serve remove an application, and do not wait: a replica that has found no place takes its time to go.
+
+    Raises
+    ------
+    EndpointError
+        If Serve does not answer.
     """
     try:
-        client().delete_apps([name], blocking=wait)
+        client().delete_apps([name], blocking=False)
     except (ray.exceptions.RayError, RuntimeError, TimeoutError) as error:
-        raise EndpointError(f"endpoint {name} was not deleted: {error}. Try again.") from error
+        raise EndpointError(f"{name} was not deleted: {error}. Try again.") from error
 
 
 def status(application: Mapping[str, Any]) -> str:

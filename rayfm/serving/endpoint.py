@@ -23,7 +23,7 @@ from rayfm.errors import EndpointError, ModelFileError, ResourceError
 from rayfm.model import FactorizationMachine
 from rayfm.serving import applications, keys
 from rayfm.serving.applications import Target
-from rayfm.serving.server import LOOPBACK, ServerOptions, start
+from rayfm.serving.server import LOOPBACK, ServerOptions, running_host, start
 from rayfm.serving.settings import Limits, Settings
 from rayfm.serving.urls import URL_VARIABLE, default_url
 from rayfm.storage import absolute
@@ -40,6 +40,7 @@ _LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9])*")
 _MAX_NAME_LENGTH = 63
 _POLL_S = 0.1
+_DELETION_S = 30.0  # beyond the time in which what is pending is answered
 _REQUEST_TIMEOUT_S = 5.0
 
 
@@ -85,7 +86,8 @@ def deploy(
     model_uri: str,
     name: str,
     *,
-    replicas: int | tuple[int, int] | None = None,
+    replicas: int | None = None,
+    max_replicas: int | None = None,
     limits: Limits | None = None,
     api_keys: Iterable[str] | None = None,
     access_log: bool | None = None,
@@ -106,8 +108,10 @@ def deploy(
     name
         Letters and digits, with single or several hyphens between them; at most 63 characters.
     replicas
-        Processes that answer, each with a CPU of its own: 1 by default. Two numbers are the least and the most of
-        them, between which Serve chooses by the requests that are pending.
+        Processes that answer, each with a CPU of its own: 1 by default.
+    max_replicas
+        The most of them: from `replicas` up to it their number follows the requests that are pending. By default as
+        many as `replicas`.
     limits
         What a replica takes on.
     api_keys
@@ -136,29 +140,26 @@ def deploy(
         Nothing is left behind of an endpoint that was not there before.
     """
     _check_name(name)
-    wanted = None if replicas is None else _pair(replicas)
+    _check_replicas(replicas, max_replicas)
     digests = None if api_keys is None else keys.digests(api_keys)
     uri = absolute(model_uri)
     _check_model(uri)
     cluster.connect(address)
-    _check_size(name, (wanted or (1, 1))[0])
+    _check_size(name, replicas or 1)
     start(server)
-    if server is not None and server.host not in LOOPBACK and not digests:
-        _LOG.warning(
-            "whoever reaches %s may ask the endpoint. Deploy it with API keys, or ask them before.", server.host
-        )
     known = applications.applications()
     previous = _previous(name, known)
     settings = previous.settings if previous else Settings(uri, "")
     given: dict[str, Any] = {"limits": limits, "key_digests": digests, "access_log": access_log}
     target = Target(
         replace(settings, model_uri=uri, revision=_new_revision(), **{k: v for k, v in given.items() if v is not None}),
-        wanted or (previous.replicas if previous else (1, 1)),
+        _replicas(replicas, max_replicas, previous),
         _route(name, at_root, previous),
     )
     _check_route(name, target.route, known)
-    applications.run(name, target)
+    _warn_if_open(target)
     try:
+        applications.run(name, target)
         _wait_until_running(name, target)
         _wait_until_it_answers(name, target.settings.revision)
     except BaseException:
@@ -175,8 +176,9 @@ def delete(name: str, *, address: str | None = None) -> None:
     EndpointError
         If there is none of that name.
     """
-    describe(name, address=address)
-    applications.delete(name, wait=True)
+    found = describe(name, address=address)
+    applications.delete(name, found.limits.timeout_s + _DELETION_S)
+    applications.ensure_front(leaving=name)
 
 
 def describe(name: str, *, address: str | None = None) -> Endpoint:
@@ -207,20 +209,36 @@ def _check_name(name: str) -> None:
         raise EndpointError(f"the name of an endpoint must have {rule}, got {name!r}.")
 
 
-def _pair(replicas: int | tuple[int, int]) -> tuple[int, int]:
-    least, most = (replicas, replicas) if isinstance(replicas, int) else replicas
-    if least < 1:
+def _check_replicas(least: int | None, most: int | None) -> None:
+    if least is not None and least < 1:
         raise EndpointError(f"replicas must be >= 1, got {least}.")
-    if most < least:
-        raise EndpointError(f"replicas must be the least and the most of them, got {least} and {most}.")
+    if most is not None and most < (least or 1):
+        raise EndpointError(f"max_replicas must be >= replicas, got {most} and {least or 1}.")
+
+
+def _replicas(least: int | None, most: int | None, previous: Target | None) -> tuple[int, int]:
+    """Return the least and the most replicas; what is not said stays, as far as it fits what is."""
+    was_least, was_most = previous.replicas if previous else (1, 1)
+    if least is None:
+        least = min(was_least, most or was_least)
+    if most is None:
+        most = max(least, was_most) if was_most > was_least else least
     return least, most
+
+
+def _warn_if_open(target: Target) -> None:
+    host = running_host()
+    if not target.settings.key_digests and host not in LOOPBACK:
+        _LOG.warning(
+            "whoever reaches %s may ask the endpoint. Deploy it with API keys, or ask for them before it.", host
+        )
 
 
 def _check_size(name: str, replicas: int) -> None:
     total = cluster.cluster_cpus()
     if replicas > total:
         problem = f"endpoint {name} needs {replicas} CPUs for its replicas, the cluster has {total:g}."
-        raise ResourceError(f"{problem} Lower initial_instance_count or add nodes.")
+        raise ResourceError(f"{problem} Ask for fewer or add nodes.")
 
 
 def _check_model(uri: str) -> None:
@@ -248,9 +266,13 @@ def _new_revision() -> str:
 
 
 def _route(name: str, at_root: bool | None, previous: Target | None) -> str:
+    own = applications.own_route(name)
     if at_root is None and previous is not None:
+        if previous.route not in ("/", own):
+            problem = f"endpoint {name} is at {previous.route}, and by {URL_VARIABLE}={default_url()} it is at {own}."
+            raise EndpointError(f"{problem} Set the variable (--url) to where it is, or delete the endpoint first.")
         return previous.route
-    return "/" if at_root else applications.own_route(name)
+    return "/" if at_root else own
 
 
 def _check_route(name: str, route: str, known: Mapping[str, Any]) -> None:
@@ -306,7 +328,8 @@ def _take_back(name: str, target: Target, previous: Target | None) -> None:
     if applications.is_endpoint(application) and Target.of(application) not in (target, previous):
         return  # not previous: it takes Serve a moment to show what it was asked for
     if previous is None:
-        applications.delete(name, wait=False)  # a replica that has found no place takes its time to go
+        applications.forget(name)
+        applications.ensure_front(leaving=name)
     else:
         applications.run(name, previous)
 

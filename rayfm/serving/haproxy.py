@@ -11,6 +11,8 @@ configuration right, then becomes HAProxy:
   other a plain request to an endpoint;
 * a request to an endpoint is spared what costs as much as scoring a row: that Serve watches whether its client goes
   away, and draws an identifier for it;
+* who asks is not told on, and the list of all routes is told everybody: here the log of an endpoint has the address of
+  its client, whatever the client says of it, and the list is for this machine;
 * HAProxy outlives a Ray that is killed, and keeps its port: here it ends with the process that started it.
 """
 
@@ -24,13 +26,18 @@ import signal
 import sys
 from pathlib import Path
 
+PID_FILE = "pid"
+"""In the folder of a server: the process that answers for it."""
+
 _PR_SET_PDEATHSIG = 1
-_LISTENERS = re.compile(r"^( *bind) \*?:(\d+)$", re.MULTILINE)
+_PAGES = re.compile(r"^((?:frontend prometheus|listen stats)\n *bind) \*?:(\d+)$", re.MULTILINE)
 _FRONT = re.compile(r"^(frontend http_frontend\n *bind \S+)$", re.MULTILINE)
 _RULES = """\
     acl is_endpoint path_dir endpoints
     http-request del-header x-request-id if { req.hdr(x-request-id) -m reg '[^ -~]' }
     http-request del-header upgrade if is_endpoint
+    http-request set-header x-forwarded-for %[src] if is_endpoint
+    http-request deny if { path -i /-/routes } !{ src 127.0.0.0/8 }
     http-request set-header x-request-disconnect-disabled ?1 if is_endpoint
     http-request set-header x-request-id %[uuid()] if is_endpoint !{ req.hdr(x-request-id) -m found }"""
 _ERROR_FILE = re.compile(r"^( *errorfile) (502|503|504) \S+$", re.MULTILINE)
@@ -55,7 +62,7 @@ def private(configuration: str, certificate: str | None, folder: Path) -> str:
     folder
         Where the answers of `write_errors` are.
     """
-    text = _LISTENERS.sub(r"\1 127.0.0.1:\2", configuration)
+    text = _PAGES.sub(r"\1 127.0.0.1:\2", configuration)
     text = _ERROR_FILE.sub(rf"\1 \2 {folder}/\2.http", text)
     tls = f" ssl crt {certificate} alpn h2,http/1.1" if certificate else ""
     return _FRONT.sub(rf"\1{tls}\n{_RULES}", text)
@@ -80,6 +87,7 @@ def main(binary: str, certificate: str, folder: str, arguments: list[str]) -> No
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         sys.exit("rayfm: the process that started HAProxy is gone.")
+    (Path(folder) / PID_FILE).write_text(str(os.getpid()))
     file = Path(arguments[arguments.index("-f") + 1])
     file.write_text(private(file.read_text(), certificate or None, Path(folder)))
     os.execv(binary, [binary, *arguments])

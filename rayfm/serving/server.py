@@ -1,8 +1,9 @@
 """Ray Serve on the connected cluster, found or started.
 
 Where rayfm starts Serve it is with its fast proxy, HAProxy: a request takes a millisecond where the default proxy takes
-ten. On a cluster of several nodes replicas then listen on the interface that the server listens on, because HAProxy
-asks them over the network; a server that is to listen on the loopback interface only has the default proxy there.
+ten. HAProxy asks replicas over the network, so that they listen where the server does. On a cluster of several nodes, a
+server that is to listen on the loopback interface, and anywhere one for a single address, has the default proxy. Nodes
+that join a server on the loopback interface later cannot answer for it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import os
 import shlex
 import shutil
 import socket
+import ssl
 import stat
 import sys
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,14 +33,15 @@ from rayfm.serving import haproxy
 from rayfm.serving.urls import DEFAULT_URL, URL_VARIABLE, default_url
 from rayfm.training import cluster
 
-LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+LOOPBACK = {"127.0.0.1", "localhost"}
+ALL_INTERFACES = {"0.0.0.0", "::"}
 _DRAINING_S = 1  # how long a replica that goes still takes requests, while HAProxy learns of it
 _ANSWER_TIMEOUT_S = 120  # of HAProxy; replicas give up before
 _HEAD_TIMEOUT_S = 60.0
 _REPLICA_PORTS, _PORTS_OF_A_SERVER = range(20_000, 32_000), 500
-"""Ports between Ray's own and those that systems give out. Each server of a machine has some to itself: HAProxy may go
+"""Ports between Ray's own and those that systems give out. Servers of a machine should not share them: HAProxy may go
 on asking at a port that a replica has left, also when it is another server's by then."""
-_STARTED_LONG_AGO_S = 600.0
+_STARTING_S = 600.0  # before that, a server may not run yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,11 @@ def client() -> Any:
     return _get_global_client(raise_if_no_controller_running=False)
 
 
+def running_host() -> str:
+    """Return the interface on which the running server listens."""
+    return str(client().http_config.host)
+
+
 def start(options: ServerOptions | None = None) -> bool:
     """Start Serve at the port of `default_url`, unless it runs already.
 
@@ -99,11 +107,13 @@ def start(options: ServerOptions | None = None) -> bool:
     """
     running = client()
     if running is not None:
-        _check_same(options, running.http_config)
+        if options is not None:
+            _check_same(options, running.http_config)
         return False
     options = options or ServerOptions()
     port = _port(options)
     is_fast = _is_fast(options)
+    options = replace(options, **{name: os.path.abspath(file) for name, file in _files(options).items()})
     variables = _on_head_node(_prepared, port, options, is_fast)
     serve = imported()
     http_options = {"host": options.host, "port": port}
@@ -121,13 +131,18 @@ def start(options: ServerOptions | None = None) -> bool:
     return True
 
 
-def _check_same(options: ServerOptions | None, running: Any) -> None:
-    """See that a server that runs already listens as is wanted."""
-    if options is not None and options.host != running.host:
-        raise ResourceError(
-            f"Ray Serve runs already and listens on {running.host}, got host={options.host}. Leave the options of the "
-            "server out, or shut Serve down first (`serve shutdown`)."
-        )
+def _check_same(options: ServerOptions, running: Any) -> None:
+    """See that a server that runs already is what is wanted, as far as it can be known."""
+    remedy = "Leave the options of the server out, or shut Serve down first (`serve shutdown`)."
+    if options.tls_certificate is not None:
+        raise ResourceError(f"Ray Serve runs already, and cannot be given a certificate any more. {remedy}")
+    if options.host != running.host and not {options.host, running.host} <= LOOPBACK:
+        raise ResourceError(f"Ray Serve runs already and listens on {running.host}, got host={options.host}. {remedy}")
+
+
+def _files(options: ServerOptions) -> dict[str, str]:
+    files = {"tls_certificate": options.tls_certificate, "tls_key": options.tls_key}
+    return {name: file for name, file in files.items() if file is not None}
 
 
 def _another(port: int) -> str:
@@ -152,6 +167,11 @@ def _port(options: ServerOptions) -> int:
             f"Ray Serve does not run, and is started here on the loopback interface only, got {URL_VARIABLE}="
             f"{default_url()}. Say on which interface to listen (--host), or set the variable to {DEFAULT_URL}."
         )
+    if url.hostname in LOOPBACK and cluster.this_node() != _head_node():
+        raise ResourceError(
+            f"{URL_VARIABLE} must name the cluster's head node, because this is another machine, got {default_url()}. "
+            "Set it (--url) to where the head can be reached, and say on which interface to listen (--host)."
+        )
     return port
 
 
@@ -161,12 +181,18 @@ def _is_fast(options: ServerOptions) -> bool:
     if wanted is not None:
         return wanted == "1"
     alone = sum(node["Alive"] for node in ray.nodes()) == 1
-    return sys.platform == "linux" and (alone or options.host not in LOOPBACK)
+    # replicas listen where the server does, and HAProxy asks those of its machine on the loopback interface
+    can_be_asked = options.host in ALL_INTERFACES or (alone and options.host in LOOPBACK)
+    return sys.platform == "linux" and can_be_asked
+
+
+def _head_node() -> str:
+    return next(str(node["NodeID"]) for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
 
 
 def _on_head_node(function: Any, *arguments: Any) -> Any:
     """Call a function on the machine where the server will listen."""
-    head = next(node["NodeID"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
+    head = _head_node()
     if cluster.this_node() == head:
         return function(*arguments)
     strategy = NodeAffinitySchedulingStrategy(head, soft=False)
@@ -185,9 +211,14 @@ def _prepared(port: int, options: ServerOptions, is_fast: bool) -> dict[str, str
     """Return the variables that Serve's processes get, having made the files that they name."""
     if _is_listening(port):
         raise ResourceError(f"port {port} must be free for Ray Serve; another program listens there. {_another(port)}")
-    for file in (options.tls_certificate, options.tls_key):
-        if file is not None and not os.access(file, os.R_OK):
-            raise ResourceError(f"the file {file} must be readable on the head node. Name a PEM file there.")
+    if options.tls_certificate is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(options.tls_certificate, options.tls_key)
+        except (OSError, ssl.SSLError) as error:
+            files = f"{options.tls_certificate} and {options.tls_key}"
+            raise ResourceError(
+                f"{files} must be a certificate and its key, as PEM files on the head node: {error}."
+            ) from None
     if not is_fast:
         return {}
     folder = _private_folder() / str(port)
@@ -238,13 +269,22 @@ def _private_folder() -> Path:
 
 
 def _remove_dead(folder: Path) -> None:
-    """Remove what servers that are gone have left: at the port of `folder`, which is free, and long ago at others."""
+    """Remove what servers that are gone have left: at the port of `folder`, which is free, and at others."""
     shutil.rmtree(folder, ignore_errors=True)
     for other in folder.parent.iterdir():
         with contextlib.suppress(FileNotFoundError):  # somebody else removes it
-            is_new = time.time() - other.stat().st_mtime < _STARTED_LONG_AGO_S
-            if not is_new and other.name.isdecimal() and not _is_listening(int(other.name)):
+            is_starting = time.time() - other.stat().st_mtime < _STARTING_S
+            if not is_starting and not _is_running(other):
                 shutil.rmtree(other, ignore_errors=True)
+
+
+def _is_running(folder: Path) -> bool:
+    """Tell whether HAProxy runs for the server of this folder."""
+    try:
+        process = Path("/proc") / (folder / haproxy.PID_FILE).read_text()
+        return str(folder).encode() in (process / "cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def _linked(folder: Path, options: ServerOptions) -> str:

@@ -11,6 +11,9 @@ from rayfm.errors import EndpointError
 MAX_BODY_BYTES = 6 * 2**20
 """The limit of SageMaker's real-time endpoints."""
 
+MAX_TIMEOUT_S = 100.0
+"""After 120 s the proxy gives up."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -41,6 +44,10 @@ class Limits:
             value = getattr(self, field.name)
             if not value > 0:
                 raise EndpointError(f"{field.name} must be > 0, got {value}.")
+        if self.timeout_s > MAX_TIMEOUT_S:
+            raise EndpointError(
+                f"timeout_s must be <= {MAX_TIMEOUT_S:g}, got {self.timeout_s:g}. Send fewer rows at once."
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -221,7 +221,7 @@ def kill(serve):
 
 def scale(serve):
     """Load one of one to two replicas until the other is there."""
-    url = endpoint.deploy(save_model(0), "fm", replicas=(1, 2)).url + "/invocations"
+    url = endpoint.deploy(save_model(0), "fm", max_replicas=2).url + "/invocations"
     start = time.monotonic()
     wait = in_background(url, 32, 60, json_body(rows(1)))
     while len(replicas("fm")) < 2 and time.monotonic() < start + 60:

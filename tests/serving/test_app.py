@@ -441,6 +441,11 @@ def test_limits__must_be_positive(name):
         Limits(**{name: 0})
 
 
+def test_limits__end_before_the_proxy_gives_up():
+    with pytest.raises(EndpointError, match="timeout_s must be <= 100, got 300"):
+        Limits(timeout_s=300)
+
+
 def test_settings__survive_as_plain_data():
     settings = Settings("m", "r", Limits(max_rows=3), ("ab",), False)
     assert Settings.of(json.loads(json.dumps(settings.as_dict()))) == settings

@@ -18,6 +18,7 @@ from rayfm.errors import EndpointError, ModelFileError, ResourceError, StorageEr
 from rayfm.model import FactorizationMachine
 from rayfm.serving import applications, endpoint, server
 from rayfm.serving.endpoint import Limits, ServerOptions
+from rayfm.serving.settings import Settings
 
 JSON = "application/json"
 ROW = b'{"instances": [{"features": [1.0, 0.0, 2.0]}]}'
@@ -255,7 +256,7 @@ def test_deploy__without_a_cpu_for_the_new_model_leaves_the_old_one(regressor, t
 
 
 def test_deploy__takes_the_least_and_the_most_replicas(classifier):
-    scaled = endpoint.deploy(classifier.model_uri, "fm-classifier", replicas=(1, 2))
+    scaled = endpoint.deploy(classifier.model_uri, "fm-classifier", max_replicas=2)
     assert (scaled.replicas, scaled.min_replicas, scaled.max_replicas) == (1, 1, 2)
 
 
@@ -340,11 +341,36 @@ def test_deploy__refuses_a_name_that_sagemaker_refuses(name):
 
 
 @pytest.mark.parametrize(
-    ("replicas", "problem"), [(0, "must be >= 1, got 0"), ((2, 1), "must be the least and the most .*, got 2 and 1")]
+    ("least", "most", "problem"), [(0, None, "must be >= 1, got 0"), (2, 1, "must be >= replicas, got 1 and 2")]
 )
-def test_deploy__refuses_replicas_that_cannot_be(replicas, problem):
+def test_deploy__refuses_replicas_that_cannot_be(least, most, problem):
     with pytest.raises(EndpointError, match=f"replicas {problem}"):
-        endpoint.deploy("model.safetensors", "fm", replicas=replicas)
+        endpoint.deploy("model.safetensors", "fm", replicas=least, max_replicas=most)
+
+
+@pytest.mark.parametrize(
+    ("was", "least", "most", "wanted"),
+    [
+        (None, None, None, (1, 1)),
+        (None, 3, None, (3, 3)),
+        (None, None, 3, (1, 3)),
+        ((2, 2), None, None, (2, 2)),
+        ((2, 2), 3, None, (3, 3)),
+        ((2, 2), None, 8, (2, 8)),
+        ((2, 8), 3, None, (3, 8)),
+        ((2, 8), 9, None, (9, 9)),
+        ((2, 8), None, 1, (1, 1)),
+    ],
+)
+def test_deploy__keeps_the_number_of_replicas_that_is_not_said(was, least, most, wanted):
+    previous = was and applications.Target(Settings("m", "r"), was, "/endpoints/fm")
+    assert endpoint._replicas(least, most, previous) == wanted
+
+
+def test_deploy__refuses_to_move_an_endpoint(regressor, serve_url, monkeypatch):
+    monkeypatch.setenv("RAYFM_ENDPOINT_URL", f"{serve_url}/base")
+    with pytest.raises(EndpointError, match=r"is at /endpoints/fm-regressor, and by RAYFM_ENDPOINT_URL=.*--url"):
+        endpoint.deploy(regressor.model_uri, "fm-regressor")
 
 
 @pytest.fixture
@@ -372,7 +398,11 @@ def test_start__listens_on_the_loopback_interface_unless_told_otherwise(no_serve
     [
         ("https://127.0.0.1:8443", {}, "must begin with http:// without a certificate, got https://"),
         ("http://127.0.0.1:8443", {"tls_certificate": "c", "tls_key": "k"}, "must begin with https:// with a cert"),
-        ("https://127.0.0.1:1", {"tls_certificate": "/no", "tls_key": "/no"}, "/no must be readable on the head node"),
+        (
+            "https://127.0.0.1:1",
+            {"tls_certificate": "/no", "tls_key": "/no"},
+            "/no and /no must be a certificate and its key, as PEM files on the head",
+        ),
     ],
 )
 def test_start__refuses_options_of_tls_that_do_not_fit(no_serve, monkeypatch, tmp_path, url, options, problem):

