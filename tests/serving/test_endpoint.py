@@ -195,6 +195,7 @@ def test_deploy__gives_an_endpoint_a_new_model_while_the_old_one_answers(regress
     with asking_all_the_while(regressor.url) as (seen, failures):
         updated = endpoint.deploy(save_model(tmp_path / "model.safetensors", 100), "fm-regressor")
         assert scores(regressor.url) == [103]
+        assert eventually(lambda: 103 in seen)
     assert updated.model_uri == str(tmp_path / "model.safetensors")
     assert seen == {3.5, 103}
     assert not failures
