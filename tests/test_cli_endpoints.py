@@ -71,9 +71,8 @@ def test_commands__deploy_list_show_and_delete(serve_url, model, tmp_path, monke
     assert deployed.stdout == f"{serve_url}/endpoints/cli/invocations\n"
     url = deployed.stdout.strip()
     assert requests.post(url, data=ROW, timeout=10).status_code == 401
-    assert requests.post(url, data=ROW, headers={"X-Api-Key": KEY}, timeout=10).json() == {
-        "predictions": [{"score": 3.5}]
-    }
+    as_curl = {"X-Api-Key": KEY, "Content-Type": "application/x-www-form-urlencoded"}  # which curl -d says
+    assert requests.post(url, data=ROW, headers=as_curl, timeout=10).json() == {"predictions": [{"score": 3.5}]}
     header, line = invoke("endpoints", "list").stdout.splitlines()
     assert header.split() == ["name", "status", "replicas", "revision", "model"]
     assert re.split(r"  +", line)[:3] == ["cli", "InService", "1"]
