@@ -41,14 +41,14 @@ BUCKET = "rayfm-test"
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items):
-    """Keep all tests of the session's Ray in one process, so that there is one Ray; others run beside them.
+    """Have two processes, each with a Ray of its own: one for the tests of endpoints, one for all others of Ray.
 
-    Those of endpoints come last, because Ray Serve takes half a core from when it is started on.
+    Tests without Ray run wherever there is time.
     """
-    items.sort(key=lambda item: "serve" in getattr(item, "fixturenames", ()))
     for item in items:
-        if "ray_cluster" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+        fixtures = getattr(item, "fixturenames", ())
+        if "ray_cluster" in fixtures:
+            item.add_marker(pytest.mark.xdist_group("serve" if "serve" in fixtures else "ray"))
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,7 @@ def own_route(name: str) -> str:
 
 
 def is_endpoint(application: Mapping[str, Any]) -> bool:
-    """Tell whether an application is an endpoint."""
+    """Tell whether an application is an endpoint; one that is being deleted has no deployments any more."""
     return DEPLOYMENT in application["deployments"]
 
 
@@ -168,7 +168,7 @@ def status(application: Mapping[str, Any]) -> str:
     if said in ("NOT_STARTED", "DEPLOYING"):
         replicas = application["deployments"][DEPLOYMENT]["replicas"]
         return "Updating" if any(replica["state"] == "RUNNING" for replica in replicas) else "Creating"
-    return {"RUNNING": "InService", "DELETING": "Deleting"}.get(said, "Failed")
+    return "InService" if said == "RUNNING" else "Failed"
 
 
 def reason(application: Mapping[str, Any]) -> str:

@@ -67,7 +67,7 @@ class Endpoint:
     limits
         What a replica takes on.
     status
-        ``Creating``, ``Updating`` (and the old model answers), ``InService``, ``Failed`` or ``Deleting``.
+        ``Creating``, ``Updating`` (and the old model answers), ``InService`` or ``Failed``.
     """
 
     name: str
