@@ -16,7 +16,7 @@ from typing import Any
 from rayfm.errors import HyperparameterError
 
 PREDICTOR_TYPES = ("binary_classifier", "regressor")
-OPTIMIZERS = ("adam", "adagrad", "ftrl")
+OPTIMIZERS = ("adam", "adagrad", "ftrl", "rowwise_adagrad")
 INIT_METHODS = ("normal", "uniform", "constant")
 MIN_FLOAT32, MAX_FLOAT32 = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 """Smallest normal and largest finite float32: the kernels compute in 32 bits."""
@@ -54,6 +54,7 @@ OPTIMIZER_DEFAULTS: dict[str, dict[str, Any]] = {
         "rescale_grad": 1.0,
     },
 }
+OPTIMIZER_DEFAULTS["rowwise_adagrad"] = OPTIMIZER_DEFAULTS["adagrad"]
 """Defaults that depend on the optimizer: rates and decays of one mean nothing to another."""
 
 
@@ -199,6 +200,16 @@ class Hyperparameters:
     )
     scale_rates: bool = _row(
         bool, "Multiply the rates by the worker count, so that nothing is retuned.", True, sagemaker=False
+    )
+
+    threads: int | None = _positive(
+        "Threads of a worker; those of its machine's CPUs that are the worker's when left out.", sagemaker=False
+    )
+    hogwild: bool = _row(
+        bool,
+        "Let threads update without waiting for each other: faster, never the same twice.",
+        False,
+        sagemaker=False,
     )
 
     @classmethod

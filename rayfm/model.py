@@ -8,6 +8,7 @@ A regressor answers raw(x); a binary classifier answers 1 / (1 + exp(−raw(x)))
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, cast
@@ -21,7 +22,7 @@ from rayfm.hyperparameters import GROUPS, Hyperparameters
 
 if TYPE_CHECKING:
     from rayfm.formats.model_parts import ModelParts
-    from rayfm.kernels.training import Parameters
+    from rayfm.kernels.tables import Parameters
 
 Float32Array = NDArray[np.float32]
 
@@ -29,6 +30,8 @@ MODEL_SUFFIX = ".safetensors"
 MODEL_FILE = "model" + MODEL_SUFFIX
 """Name of the model file in the directory of a training job."""
 _BUFFER_BYTES = 1 << 22
+_ROWS_DRAWN = 1 << 16
+"""At a time, so that drawing takes next to no memory of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +87,13 @@ class FactorizationMachine:
     @classmethod
     def initialised(cls, hyperparameters: Hyperparameters, feature_dim: int, seed: int) -> Self:
         """Draw the parameters a training run starts from: the same seed gives the same parameters."""
-        shapes = ((1,), (feature_dim,), (feature_dim, hyperparameters.num_factors))
-        bias, linear, factors = (
-            _initial(hyperparameters, group, shape, np.random.default_rng((seed, index)))
-            for index, (group, shape) in enumerate(zip(GROUPS, shapes, strict=True))
+        arrays = (
+            np.empty(1, "f4"),
+            np.empty(feature_dim, "f4"),
+            np.empty((feature_dim, hyperparameters.num_factors), "f4"),
         )
+        draw_parameters(arrays, hyperparameters, seed)
+        bias, linear, factors = arrays
         return cls(float(bias[0]), linear, factors, hyperparameters.predictor_type, hyperparameters.as_dict())
 
     def raw_scores(self, batch: SparseBatch) -> Float32Array:
@@ -270,6 +275,15 @@ class FactorizationMachine:
             metrics,
             facts,
         )
+
+
+def draw_parameters(arrays: Sequence[Float32Array], hyperparameters: Hyperparameters, seed: int) -> None:
+    """Draw what a training run starts from into (bias, linear, factors), which need not be contiguous."""
+    for index, (group, array) in enumerate(zip(GROUPS, arrays, strict=True)):
+        rng = np.random.default_rng((seed, index))
+        for start in range(0, len(array), _ROWS_DRAWN):
+            part = array[start : start + _ROWS_DRAWN]
+            part[...] = _initial(hyperparameters, group, part.shape, rng)
 
 
 def as_batch(features: Any, labels: ArrayLike | None = None, weights: ArrayLike | None = None) -> SparseBatch:

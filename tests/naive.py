@@ -71,6 +71,27 @@ class AdaGrad:
             parameters[name] -= self.lr * g / (math.sqrt(n) + self.eps)
 
 
+class RowwiseAdaGrad:
+    """AdaGrad whose factors share one accumulator a feature; names of factors are (feature, number)."""
+
+    def __init__(self, lr, wd, eps, clip):
+        self.lr, self.wd, self.eps, self.clip = lr, wd, eps, clip
+        self.second = {}
+
+    def update(self, parameters, gradients, records):
+        groups = {}
+        for name, g in gradients.items():
+            g += records[name] * self.wd * parameters[name]
+            if self.clip > 0:
+                g = min(max(g, -self.clip), self.clip)
+            groups.setdefault(name[0] if isinstance(name, tuple) else name, {})[name] = g
+        for group, members in groups.items():
+            n = self.second.get(group, 0.0) + sum(g * g for g in members.values()) / len(members)
+            self.second[group] = n
+            for name, g in members.items():
+                parameters[name] -= self.lr * g / (math.sqrt(n) + self.eps)
+
+
 class Ftrl:
     """FTRL-proximal; z starts where its closed form gives the initial parameter."""
 

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 """Floating-point freedoms the compiler may take. Not `nnan` and `ninf`: with them a diverged loss goes unseen."""
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 
 def _cache_folder() -> str:
     """Return a folder of compiled kernels that belongs to exactly these sources.
@@ -43,6 +45,36 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     finally:
         numba.config.CACHE_DIR = users_folder
     return compiled
+
+
+def part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile `function` into the kernels that call it; Python cannot.
+
+    What Python would need to call it takes longer to compile than the function, where it has many arrays.
+    """
+    return _part(function, FAST)
+
+
+def exact_part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile as `part` does, but with every operation rounded as IEEE 754 says."""
+    return _part(function, set())
+
+
+def _part(function: Callable[..., Any], freedoms: set[str]) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = numba.njit(
+        nogil=True,
+        fastmath=freedoms or False,
+        error_model="numpy",
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
+    )(function)
+    return compiled
+
+
+@part
+def is_finite(x):  # type: ignore[no-untyped-def]
+    """Tell whether a number is finite in 32 bits. Numba's own `isfinite` asks for x - x, which `FAST` may make 0."""
+    return abs(x) <= FLOAT32_MAX
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:

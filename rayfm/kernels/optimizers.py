@@ -1,27 +1,34 @@
-"""Update rules, each for one parameter row, applied lazily: only to what a mini-batch touched.
+"""Update rules, applied lazily: only to what a mini-batch touched.
 
-A rule updates ``p[j]`` in place from the gradient ``g`` of the mini-batch and two state arrays of p's shape:
+A rule updates a parameter from the gradient ``g`` of the mini-batch and up to two numbers of state:
 
-========  =======================================  =====================================
-rule      first state                              second state
-========  =======================================  =====================================
-adam      m, mean of gradients                     s, mean of squared gradients
-adagrad   not used (stays zero)                    n, sum of squared gradients
-ftrl      z, linear term of the proximal problem   n, sum of squared gradients
-========  =======================================  =====================================
+===============  =======================================  ==========================================
+rule             first state                              second state
+===============  =======================================  ==========================================
+adam             m, mean of gradients                     s, mean of squared gradients
+adagrad          none                                     n, sum of squared gradients
+rowwise_adagrad  none                                     n; for factors one number a feature, the
+                                                          sum of the mean over the squared gradients
+ftrl             z, linear term of the proximal problem   n, sum of squared gradients
+===============  =======================================  ==========================================
+
+Each is written once, for single numbers and for `Row` values alike, but for what the two have no common operation for.
 
 Sources: Kingma & Ba, "Adam", ICLR 2015, in the lazy form of MXNet's row-sparse update (spec of SageMaker's
-trainer); Duchi et al., "AdaGrad", JMLR 2011; McMahan et al., "Ad Click Prediction", KDD 2013, algorithm 1.
+trainer); Duchi et al., "AdaGrad", JMLR 2011; Mudigere et al., "Software-Hardware Co-design for Fast and Scalable
+Training of Deep Learning Recommendation Models", ISCA 2022, section 4 (row-wise AdaGrad); McMahan et al., "Ad Click
+Prediction", KDD 2013, algorithm 1.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from rayfm.kernels.jit import kernel
+from rayfm.kernels.jit import part
+from rayfm.kernels.vectors import clipped, shrunk, square_root
 
-ADAM, ADAGRAD, FTRL = 0, 1, 2
-CODES = {"adam": ADAM, "adagrad": ADAGRAD, "ftrl": FTRL}
+ADAM, ADAGRAD, FTRL, ROWWISE_ADAGRAD = 0, 1, 2, 3
+CODES = {"adam": ADAM, "adagrad": ADAGRAD, "ftrl": FTRL, "rowwise_adagrad": ROWWISE_ADAGRAD}
 
 BETA1 = np.float32(0.9)
 BETA2 = np.float32(0.999)
@@ -29,51 +36,51 @@ REST1 = np.float32(1) - BETA1
 REST2 = np.float32(1) - BETA2
 
 
-@kernel
-def step(code, p, g, first, second, clip, lr, wd, l1, eps, beta, records):  # type: ignore[no-untyped-def]
-    """Return (p, first, second) after one update of a single number.
-
-    Parameters
-    ----------
-    g
-        Gradient of the mini-batch, rescaled, without decay.
-    clip
-        Limit of the gradient; <= 0 is off. Decay is added before clipping in adam, as SageMaker does.
-    lr
-        Learning rate; for adam with the bias correction of the step already in it.
-    records
-        How many records of the mini-batch touched p. AdaGrad's decay counts once for each, so that it does not
-        depend on the size of a mini-batch; adam's once, as SageMaker does; ftrl's sits in its closed form.
-    """
-    if code == ADAM:
-        g += wd * p
-        if clip > 0:
-            g = min(max(g, -clip), clip)
-        first = BETA1 * first + REST1 * g
-        second = BETA2 * second + REST2 * g * g
-        return p - lr * first / (np.sqrt(second) + eps), first, second
-    if code == ADAGRAD:
-        g += records * wd * p
-        if clip > 0:
-            g = min(max(g, -clip), clip)
-        second += g * g
-        return p - lr * g / (np.sqrt(second) + eps), first, second
+@part
+def adam(p, g, m, s, clip, lr, wd, eps):  # type: ignore[no-untyped-def]
+    """Return (p, m, s) after an update; `lr` has the bias correction in it. Decay is clipped too, as in SageMaker."""
+    g = g + p * wd
     if clip > 0:
-        g = min(max(g, -clip), clip)
-    before = np.sqrt(second)
-    second += g * g
-    first += g - (np.sqrt(second) - before) / lr * p
-    return ftrl_parameter(first, second, lr, wd, l1, beta), first, second
+        g = clipped(g, clip)
+    m = m * BETA1 + g * REST1
+    s = s * BETA2 + g * g * REST2
+    return p - m * lr / (square_root(s) + eps), m, s
 
 
-@kernel
-def ftrl_parameter(z, n, lr, l2, l1, beta):  # type: ignore[no-untyped-def]
-    """Return the minimiser of FTRL's proximal problem."""
-    shrunk = max(abs(z) - l1, np.float32(0.0))
-    return -np.copysign(shrunk, z) / ((beta + np.sqrt(n)) / lr + l2)
+@part
+def decayed(p, g, clip, decay):  # type: ignore[no-untyped-def]
+    """Return AdaGrad's gradient.
+
+    `decay` is the rate of it times the records of the mini-batch that touched p, so that it does not depend on the
+    size of a mini-batch.
+    """
+    g = g + p * decay
+    if clip > 0:
+        g = clipped(g, clip)
+    return g
 
 
-@kernel
+@part
+def adagrad(p, g, n, lr, eps):  # type: ignore[no-untyped-def]
+    """Return (p, n) after an update by a `decayed` gradient."""
+    n = n + g * g
+    return p - g * lr / (square_root(n) + eps), n
+
+
+@part
+def ftrl(p, g, z, n, clip, lr, l2, l1, beta):  # type: ignore[no-untyped-def]
+    """Return (p, z, n) after an update."""
+    if clip > 0:
+        g = clipped(g, clip)
+    before = square_root(n)
+    n = n + g * g
+    after = square_root(n)
+    rate = np.float32(1.0) / lr
+    z = z + g - (after - before) * rate * p
+    return -shrunk(z, l1) / ((after + beta) * rate + l2), z, n
+
+
+@part
 def ftrl_linear_term(p, z, n, lr, l2, l1, beta):  # type: ignore[no-untyped-def]
     """Return the z whose minimiser is `p`; for p = 0 the nearest one to `z` that gives 0."""
     if p == 0 or lr == 0:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfm.kernels.jit import kernel, read_only
-from rayfm.kernels.scoring import probability, raw_scores
-
-FLOAT32_MAX = float(np.finfo(np.float32).max)
+from rayfm.kernels.jit import is_finite, kernel
+from rayfm.kernels.scoring import model_arguments, probability, raw_scores
 
 
 @kernel
@@ -39,7 +37,7 @@ def pack(indptr, keys, values, feature_dim, out_indptr, out_keys, out_values):  
         last = -1
         for entry in range(indptr[row], indptr[row + 1]):
             key, value = keys[entry], values[entry]
-            if not (0 <= key < feature_dim and -FLOAT32_MAX <= value <= FLOAT32_MAX):
+            if not (0 <= key < feature_dim and is_finite(value)):
                 return -1, False
             increasing &= last < key
             last = key
@@ -52,17 +50,18 @@ def pack(indptr, keys, values, feature_dim, out_indptr, out_keys, out_values):  
 
 
 @kernel
-def pack_and_score(indptr, keys, values, w0, w, V, is_probability, out_indptr, out_keys, out_values, out):  # type: ignore[no-untyped-def]
+def pack_and_score(width, indptr, keys, values, model, is_probability, out_indptr, out_keys, out_values, out):  # type: ignore[no-untyped-def]
     """Score the rows that `pack` copies into `out`; tells whether every one was usual, and its score finite."""
-    count, increasing = pack(indptr, keys, values, len(w), out_indptr, out_keys, out_values)
+    w0, linear, linear_step, rows, step, k = model
+    count, increasing = pack(indptr, keys, values, len(linear), out_indptr, out_keys, out_values)
     if count < 0 or not increasing:
         return False
-    raw_scores(out_indptr, out_keys, out_values, w0, w, V, out)
+    raw_scores(width, out_indptr, out_keys, out_values, w0, linear, linear_step, rows, step, k, out)
     usual = True
     for row in range(len(out)):
         if is_probability:
             out[row] = probability(out[row])
-        usual &= abs(out[row]) <= FLOAT32_MAX  # also where it is NaN
+        usual &= is_finite(out[row])
     return usual
 
 
@@ -84,5 +83,6 @@ def score_usual(
 ) -> NDArray[np.float32] | None:
     """Return the score of every row, shape (num_rows,), or None where a row must be looked at more closely."""
     out = np.empty(len(indptr) - 1, np.float32)
-    model = np.float32(bias), read_only(linear), read_only(factors), is_probability
-    return out if pack_and_score(indptr, keys, values, *model, *empty_rows(indptr, keys), out) else None
+    width, model = model_arguments(bias, linear, factors)
+    packed = empty_rows(indptr, keys)
+    return out if pack_and_score(width, indptr, keys, values, model, is_probability, *packed, out) else None

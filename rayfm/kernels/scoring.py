@@ -8,43 +8,92 @@ Rendle, "Factorization Machines", ICDM 2010, eq. 1 and lemma 3.1.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayfm.batch import SparseBatch
-from rayfm.kernels.jit import kernel, read_only
+from rayfm.kernels.jit import is_finite, kernel, part, read_only
+from rayfm.kernels.tables import Table
+from rayfm.kernels.vectors import (
+    Constant,
+    full,
+    item,
+    load,
+    load_first,
+    padded,
+    prefetch,
+    put,
+    store,
+    total,
+    value_of,
+    width_of,
+)
 
 
-@kernel
-def raw_score(start, stop, keys, values, w0, w, V, sums):  # type: ignore[no-untyped-def]
-    """Score the row whose entries are ``start:stop``; leaves Σ_i V_if x_i in `sums`, shape (k,)."""
-    k = V.shape[1]
-    for f in range(k):
-        sums[f] = 0.0
-    linear = np.float32(0.0)
-    squares = np.float32(0.0)
+@part
+def raw_score(width, start, stop, ahead, keys, values, w0, linear, linear_step, rows, step, k, sums, at):  # type: ignore[no-untyped-def]
+    """Score the row whose entries are ``start:stop``.
+
+    Parameters
+    ----------
+    width
+        Constant; the factors of a feature are taken so many at a time.
+    ahead
+        Where the entries of the row begin that will be scored next: its parameters are fetched into the cache.
+    linear, linear_step
+        Flat; w of feature j is ``linear[j * linear_step]``.
+    rows, step, k
+        Flat; V of feature j is ``rows[j * step : j * step + k]``.
+    sums, at
+        From ``sums[at]`` on, it receives Σ_i V_if x_i, and zeros up to a multiple of the width.
+    """
+    whole = k - k % value_of(width)
+    distance = min(ahead, len(keys) - (stop - start)) - start
+    linear_sum = np.float32(0.0)
+    sum_, squares = full(np.float32(0.0), width), full(np.float32(0.0), width)
     for entry in range(start, stop):
-        j = keys[entry]
-        x = values[entry]
-        linear += w[j] * x
-        row = V[j]
-        for f in range(k):
-            vx = row[f] * x
-            sums[f] += vx
+        j, x = np.int64(item(keys, entry)), item(values, entry)
+        coming = np.int64(item(keys, entry + distance))
+        for offset in range(0, k, 16):
+            prefetch(rows, coming * step + offset)
+        prefetch(linear, coming * linear_step)
+        linear_sum += item(linear, j * linear_step) * x
+        if whole:
+            vx = load(rows, j * step, width) * x
+        else:
+            vx = load_first(rows, j * step, k, width) * x
+        sum_ += vx
+        squares += vx * vx
+    store(sums, at, sum_)
+    pairs, own = total(sum_ * sum_), total(squares)
+    for offset in range(value_of(width), k, value_of(width)):
+        sum_, squares = full(np.float32(0.0), width), full(np.float32(0.0), width)
+        for entry in range(start, stop):
+            place, x = np.int64(item(keys, entry)) * step + offset, item(values, entry)
+            if offset < whole:
+                vx = load(rows, place, width) * x
+            else:
+                vx = load_first(rows, place, k - offset, width) * x
+            sum_ += vx
             squares += vx * vx
-    pairs = np.float32(0.0)
-    for f in range(k):
-        pairs += sums[f] * sums[f]
-    return w0 + linear + np.float32(0.5) * (pairs - squares)
+        store(sums, at + offset, sum_)
+        pairs += total(sum_ * sum_)
+        own += total(squares)
+    if not is_finite(own):
+        return np.float32(np.nan)  # not the infinity that `FAST` may make of a difference of two
+    return w0 + linear_sum + np.float32(0.5) * (pairs - own)
 
 
 @kernel
-def raw_scores(indptr, keys, values, w0, w, V, out):  # type: ignore[no-untyped-def]
+def raw_scores(width, indptr, keys, values, w0, linear, linear_step, rows, step, k, out):  # type: ignore[no-untyped-def]
     """Score every row into `out`, shape (num_rows,), float32."""
-    sums = np.empty(V.shape[1], np.float32)
+    sums = np.empty(k + value_of(width), np.float32)
     for row in range(len(indptr) - 1):
-        out[row] = raw_score(indptr[row], indptr[row + 1], keys, values, w0, w, V, sums)
+        start, stop = item(indptr, row), item(indptr, row + 1)
+        score = raw_score(width, start, stop, stop, keys, values, w0, linear, linear_step, rows, step, k, sums, 0)
+        put(out, row, score)
 
 
 @kernel
@@ -61,11 +110,31 @@ def probabilities(raw, out):  # type: ignore[no-untyped-def]
         out[row] = probability(raw[row])
 
 
+def model_arguments(
+    bias: float | np.float32, linear: NDArray[np.float32], factors: NDArray[np.float32]
+) -> tuple[Constant, tuple[Any, ...]]:
+    """Return the width and what follows the rows in the arguments of `raw_scores`, for arrays of a model."""
+    k = factors.shape[1]
+    flat = read_only(np.ascontiguousarray(linear)), 1, read_only(np.ascontiguousarray(factors).reshape(-1)), k, k
+    return Constant(width_of(padded(k))), (np.float32(bias), *flat)
+
+
 def score(
     batch: SparseBatch, bias: NDArray[np.float32], linear: NDArray[np.float32], factors: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Return the raw score of every row, shape (num_rows,), float32. Keys must be < len(linear)."""
+    width, model = model_arguments(bias[0], linear, factors)
+    return _score(batch, width, model)
+
+
+def score_by_table(batch: SparseBatch, table: Table, num_factors: int) -> NDArray[np.float32]:
+    """Return what `score` does, under the parameters in a table."""
+    arrays = read_only(table.heads), table.step, read_only(table.factors), table.step, num_factors
+    return _score(batch, Constant(width_of(table.length)), (table.bias[0], *arrays))
+
+
+def _score(batch: SparseBatch, width: Constant, model: tuple[Any, ...]) -> NDArray[np.float32]:
     out = np.empty(batch.num_rows, np.float32)
     arrays = [read_only(array) for array in (batch.indptr, batch.keys, batch.values)]
-    raw_scores(*arrays, np.float32(bias[0]), read_only(linear), read_only(factors), out)
+    raw_scores(width, *arrays, *model, out)
     return out

@@ -4,37 +4,74 @@ Gradients of the raw score (Rendle 2010, eq. 4), with e = ∂loss/∂raw = score
 
     ∂/∂w0 = e      ∂/∂w_i = e x_i      ∂/∂V_if = e (x_i Σ_j V_jf x_j − V_if x_i²)
 
-Parameters stand still within a mini-batch, so Σ e x_i Σ_j V_jf x_j and Σ e x_i² are summed separately for each
-distinct feature, in a buffer that stays in the cache, and V_if enters once, at the update.
+Parameters stand still within a mini-batch. Its rows are scored first, and leave e and Σ_j V_jf x_j; then its entries
+are sorted by feature, and each distinct feature is updated once, from sums over its entries in registers.
+
+Threads work in one of two ways:
+
+* Together: each scores a part of every mini-batch; then each updates the features that are its own, from the entries of
+  all in the order of the rows. Any number of threads gives the same bits.
+* Racing: each takes whole mini-batches by itself, and updates what others may be reading or updating ("Hogwild", Niu
+  et al., NeurIPS 2011). No two runs are alike.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfm.kernels.jit import kernel
-from rayfm.kernels.optimizers import ADAM, BETA1, BETA2, FTRL, ftrl_linear_term, step
+from rayfm.kernels.jit import is_finite, kernel, part, read_only
+from rayfm.kernels.optimizers import (
+    ADAGRAD,
+    ADAM,
+    BETA1,
+    BETA2,
+    FTRL,
+    ROWWISE_ADAGRAD,
+    adagrad,
+    adam,
+    decayed,
+    ftrl,
+    ftrl_linear_term,
+)  # fmt: skip
 from rayfm.kernels.scoring import raw_score
+from rayfm.kernels.tables import ROWWISE, SLOT, Table
+from rayfm.kernels.threads import add_and_fetch, fetch, meet
+from rayfm.kernels.vectors import Constant, full, item, load, prefetch, put, store, total, value_of, width_of
 
 Float32 = NDArray[np.float32]
 
+OWNED_TOGETHER = 4
+"""So many neighbouring features belong to one thread: those whose linear weights share a cache line."""
 
-class Parameters(NamedTuple):
-    """Arrays of one number per parameter: the parameters themselves or a state of the optimizer."""
+_TAKEN, _BROKEN, _MET = 0, 8, 16
+"""Where the counters of the threads are: apart by a cache line."""
 
-    bias: Float32  # (1,)
-    linear: Float32  # (feature_dim,)
-    factors: Float32  # (feature_dim, num_factors)
+_UPDATES_AHEAD, _ENTRIES_AHEAD = 12, 16
+"""How far what will be needed is fetched into the cache before."""
+
+_GOLDEN = 2654435761
+"""2³² / φ: products with it spread over 32 bits (Knuth, volume 3, section 6.4)."""
+
+
+class Rows(NamedTuple):
+    """Labelled rows in CSR form."""
+
+    indptr: NDArray[np.int64]
+    keys: NDArray[np.uint32]
+    values: Float32
+    labels: Float32  # (num_rows,)
+    weights: Float32  # (num_rows,), or (0,) for 1 each
 
 
 class Rule(NamedTuple):
     """What an update needs besides the arrays; triples are (bias, linear, factors)."""
 
-    code: int
     classifier: bool
+    num_factors: int
     mini_batch_size: int
     rescale_grad: np.float32
     clip: np.float32
@@ -45,85 +82,294 @@ class Rule(NamedTuple):
     l1: tuple[np.float32, np.float32, np.float32]
 
 
-class Gradients(NamedTuple):
-    """The compact buffer; `slots` maps a feature to its slot, -1 outside a mini-batch.
+class Scratch(NamedTuple):
+    """What mini-batches are worked on with; it holds nothing between them but `touched`.
 
-    `touched` is not cleared: it gathers the features of all mini-batches since its owner cleared it.
+    A group is the threads that share a mini-batch. m is the most rows of one, capacity the most entries.
     """
 
-    slots: NDArray[np.int32]  # (feature_dim,)
-    touched: NDArray[np.uint8]  # (feature_dim,)
-    features: NDArray[np.uint32]  # (capacity,)
-    linear: Float32  # (capacity,)        Σ e x
-    squares: Float32  # (capacity,)       Σ e x²
-    records: Float32  # (capacity,)       records that touched the feature
-    factors: Float32  # (capacity, num_factors)     Σ e x Σ V x
-    sums: Float32  # (num_factors,)
+    errors: Float32  # (groups, m)    e of each row
+    sums: Float32  # (groups, (m + 1) * length)    Σ V x of each row
+    slots: NDArray[np.int32]  # (groups, feature_dim), or () for the place in the table    1 + slot of a feature, or 0
+    noted: NDArray[np.int64]  # (threads, threads * 8)    number of entries that a thread has for an owner
+    noted_keys: NDArray[np.uint32]  # (threads, threads * capacity)    those entries
+    noted_rows: NDArray[np.int32]  # (threads, threads * capacity * 2)    at even places, their rows in the mini-batch
+    noted_values: Float32  # the same memory, at odd places
+    entry_slots: NDArray[np.int32]  # (threads, capacity)    of an owner's entries
+    features: NDArray[np.uint32]  # (threads, capacity)    of its slots
+    ends: NDArray[np.int32]  # (threads, capacity)    of its slots, in the sorted entries
+    sorted_rows: NDArray[np.int32]  # (threads, capacity * 2)    like noted_rows
+    sorted_values: Float32  # the same memory
+    gradient: Float32  # (threads, length)    of one feature
+    totals: NDArray[np.float64]  # (threads, 8)    sum of second states
+    counters: NDArray[np.int64]  # (24,)
+    touched: NDArray[np.uint8]  # (feature_dim,) or (0,)    features of all mini-batches since its owner cleared it
+    capacity: int
 
 
-def gradients_for(feature_dim: int, num_factors: int, capacity: int) -> Gradients:
-    """Allocate a buffer for mini-batches of at most `capacity` distinct features."""
-    return Gradients(
-        np.full(feature_dim, -1, np.int32),
-        np.zeros(feature_dim, np.uint8),
-        np.empty(capacity, np.uint32),
-        np.zeros(capacity, np.float32),
-        np.zeros(capacity, np.float32),
-        np.zeros(capacity, np.float32),
-        np.zeros((capacity, num_factors), np.float32),
-        np.empty(num_factors, np.float32),
+def scratch_for(
+    table: Table, threads: int, mini_batch_size: int, capacity: int, *, racing: bool = False, is_shared: bool = False
+) -> Scratch:
+    """Allocate what threads need.
+
+    Parameters
+    ----------
+    capacity
+        The most entries that a mini-batch has.
+    is_shared
+        Gather the touched features.
+    """
+    feature_dim = len(table.heads) // table.step
+    groups = threads if racing else 1
+    capacity = max(1, capacity)  # no entry is looked at, and the first one is fetched
+    notes = np.zeros((threads, 0 if groups == threads else threads * capacity * 2), np.float32)
+    sorted_ = np.zeros((threads, capacity * 2), np.float32)
+    return Scratch(
+        np.zeros((groups, mini_batch_size), np.float32),
+        np.zeros((groups, (mini_batch_size + 1) * table.length), np.float32),
+        np.zeros((groups, feature_dim), np.int32) if racing else table.heads.view(np.int32).reshape(1, -1),
+        np.zeros((threads, threads * 8), np.int64),
+        np.zeros((threads, notes.shape[1] // 2), np.uint32),
+        notes.view(np.int32),
+        notes,
+        np.zeros((threads, capacity), np.int32),
+        np.zeros((threads, capacity), np.uint32),
+        np.zeros((threads, capacity), np.int32),
+        sorted_.view(np.int32),
+        sorted_,
+        np.zeros((threads, table.length), np.float32),
+        np.zeros((threads, 8), np.float64),
+        np.zeros(24, np.int64),
+        np.zeros(feature_dim if is_shared else 0, np.uint8),
+        capacity,
     )
 
 
-@kernel
-def accumulate(indptr, keys, values, labels, weights, order, classifier, params, gradients, raw):  # type: ignore[no-untyped-def]
-    """Score the rows `order` into `raw` and add up their gradients.
+@part
+def slot_place(slots, table):  # type: ignore[no-untyped-def]
+    """Return (step, at): the slot of feature j is ``slots[j * step + at]``."""
+    if len(slots) == len(table.heads):
+        return table.step, SLOT
+    return 1, 0
+
+
+@part
+def enter(slots, place, key, touched, features):  # type: ignore[no-untyped-def]
+    """Look up the slot of a feature, which gets one if it has none; return (slot, touched)."""
+    slot = np.int64(item(slots, place)) - 1
+    is_new = slot < 0
+    slot = touched if is_new else slot  # without a branch, which nothing could predict
+    put(slots, place, slot + 1)
+    put(features, touched, key)
+    return slot, touched + is_new
+
+
+@part
+def score_rows(width, rows, order, begin, first, last, rule, table, scratch, thread, group, threads, raw):  # type: ignore[no-untyped-def]
+    """Score the rows ``order[first:last]`` of the mini-batch at `begin` into `raw`, and give their entries slots.
+
+    With other threads, note them for the owner of their feature instead.
 
     Returns
     -------
     errors
         Σ e over the rows; not finite when the model has diverged.
-    touched
-        Number of slots in use.
+    entries, touched
+        How many entries have a slot, and slots in use.
     """
-    w0, w, V = params.bias[0], params.linear, params.factors
-    slots, features, sums = gradients.slots, gradients.features, gradients.sums
-    k = V.shape[1]
-    touched = 0
-    errors = np.float32(0.0)
-    for position in range(len(order)):
-        row = order[position]
-        start, stop = indptr[row], indptr[row + 1]
-        score = raw_score(start, stop, keys, values, w0, w, V, sums)
-        raw[position] = score
-        if classifier:
-            score = np.float32(1.0) / (np.float32(1.0) + np.exp(-score))
-        error = score - labels[row]
-        if len(weights):
-            error *= weights[row]
-        errors += error
+    indptr, keys, values = rows.indptr, rows.keys, rows.values
+    length, last_position = table.length, len(order) - 1
+    slots, entry_slots = scratch.slots[group], scratch.entry_slots[thread]
+    features = scratch.features[thread]
+    step, at = slot_place(slots, table)
+    scratch.noted[thread] = 0
+    touched, entries = np.int64(0), 0
+    for position in range(first, last):
+        row, number = item(order, position), position - begin
+        start, stop = item(indptr, row), item(indptr, row + 1)
+        ahead = item(indptr, item(order, min(position + 1, last_position)))
+        after = item(order, min(position + 2, last_position))
+        for entry in range(item(indptr, after), item(indptr, after + 1), 16):
+            prefetch(keys, entry)
+            prefetch(values, entry)
+        prefetch(indptr, item(order, min(position + 4, last_position)))
+        score = raw_score(
+            width, start, stop, ahead, keys, values, table.bias[0], table.heads, table.step, table.factors, table.step,
+            length, scratch.sums[group], number * length,
+        )  # fmt: skip
+        put(raw, position, score)
+        prefetch(rows.labels, row)
+        if threads > 1:
+            note(keys, values, start, stop, number, scratch, thread, threads)
+            continue
+        distance = min(ahead, len(keys) - (stop - start)) - start
         for entry in range(start, stop):
-            j = keys[entry]
-            x = values[entry]
-            slot = slots[j]
-            if slot < 0:
-                slot = touched
-                touched += 1
-                slots[j] = slot
-                features[slot] = j
-            ex = error * x
-            gradients.linear[slot] += ex
-            gradients.squares[slot] += ex * x
-            gradients.records[slot] += np.float32(1.0)
-            pairs = gradients.factors[slot]
-            for f in range(k):
-                pairs[f] += ex * sums[f]
-    return errors, touched
+            if step == 1:
+                prefetch(slots, np.int64(item(keys, entry + distance)))
+            key = item(keys, entry)
+            slot, touched = enter(slots, np.int64(key) * step + at, key, touched, features)
+            put(entry_slots, entries, slot)
+            entries += 1
+    errors = np.float32(0.0)
+    for position in range(first, last):
+        score, row = item(raw, position), item(order, position)
+        if rule.classifier:
+            score = np.float32(1.0) / (np.float32(1.0) + np.exp(-score))
+        error = score - item(rows.labels, row)
+        if len(rows.weights):
+            error *= item(rows.weights, row)
+        scratch.errors[group, position - begin] = error
+        errors += error
+    return errors, entries, touched
 
 
-@kernel
-def update(rule, lr, errors, rows, touched, params, first, second, gradients):  # type: ignore[no-untyped-def]
-    """Apply the mini-batch's gradients to everything it touched, and clear the buffer.
+@part
+def note(keys, values, start, stop, number, scratch, thread, threads):  # type: ignore[no-untyped-def]
+    """Note the entries of a row for the owners of their features."""
+    noted, noted_keys = scratch.noted[thread], scratch.noted_keys[thread]
+    noted_rows, noted_values = scratch.noted_rows[thread], scratch.noted_values[thread]
+    capacity = scratch.capacity
+    for entry in range(start, stop):
+        spread = (np.int64(item(keys, entry)) // OWNED_TOGETHER * _GOLDEN) & 0xFFFFFFFF
+        owner = (spread * threads) >> 32
+        count = item(noted, owner * 8)
+        place = owner * capacity + count
+        put(noted_keys, place, item(keys, entry))
+        put(noted_rows, 2 * place, number)
+        put(noted_values, 2 * place + 1, item(values, entry))
+        put(noted, owner * 8, count + 1)
+
+
+@part
+def enter_noted(table, scratch, owner, threads):  # type: ignore[no-untyped-def]
+    """Give the entries that all threads have noted for an owner their slots; return (entries, touched)."""
+    slots, entry_slots = scratch.slots[0], scratch.entry_slots[owner]
+    features = scratch.features[owner]
+    step, at = slot_place(slots, table)
+    touched, entries = np.int64(0), 0
+    for source in range(threads):
+        keys, first = scratch.noted_keys[source], owner * scratch.capacity
+        last = first + scratch.noted[source, owner * 8] - 1
+        for entry in range(first, last + 1):
+            prefetch(slots, np.int64(item(keys, min(entry + _ENTRIES_AHEAD, last))) * step + at)
+            key = item(keys, entry)
+            slot, touched = enter(slots, np.int64(key) * step + at, key, touched, features)
+            put(entry_slots, entries, slot)
+            entries += 1
+    return entries, touched
+
+
+@part
+def sort_entries(rows, order, begin, end, entries, touched, scratch, thread, threads):  # type: ignore[no-untyped-def]
+    """Sort a thread's entries by slot, which keeps the order of the rows."""
+    entry_slots, ends = scratch.entry_slots[thread], scratch.ends[thread]
+    sorted_rows, sorted_values = scratch.sorted_rows[thread], scratch.sorted_values[thread]
+    ends[:touched] = 0
+    for entry in range(entries):
+        slot = item(entry_slots, entry)
+        put(ends, slot, item(ends, slot) + 1)
+    place = np.int64(0)
+    for slot in range(touched):
+        count = item(ends, slot)
+        put(ends, slot, place)
+        place += count
+    entries = 0
+    if threads == 1:
+        for position in range(begin, end):
+            row = item(order, position)
+            for entry in range(item(rows.indptr, row), item(rows.indptr, row + 1)):
+                slot = item(entry_slots, entries)
+                place = np.int64(item(ends, slot))
+                put(sorted_rows, 2 * place, position - begin)
+                put(sorted_values, 2 * place + 1, item(rows.values, entry))
+                put(ends, slot, place + 1)
+                entries += 1
+        return
+    for source in range(threads):
+        noted_rows, noted_values = scratch.noted_rows[source], scratch.noted_values[source]
+        first = thread * scratch.capacity
+        for entry in range(first, first + scratch.noted[source, thread * 8]):
+            slot = item(entry_slots, entries)
+            place = np.int64(item(ends, slot))
+            put(sorted_rows, 2 * place, item(noted_rows, 2 * entry))
+            put(sorted_values, 2 * place + 1, item(noted_values, 2 * entry + 1))
+            put(ends, slot, place + 1)
+            entries += 1
+
+
+@part
+def update_single(code, values, at, g, records, lr, wd, l1, rule):  # type: ignore[no-untyped-def]
+    """Update one parameter of `values`, whose states follow it, from its gradient; return its second state."""
+    p, first, second = item(values, at), item(values, at + 1), item(values, at + 2)
+    if value_of(code) == ADAM:
+        p, first, second = adam(p, g, first, second, rule.clip, lr, wd, rule.eps)
+        put(values, at + 1, first)
+    elif value_of(code) == FTRL:
+        p, first, second = ftrl(p, g, first, second, rule.clip, lr, wd, l1, rule.beta)
+        put(values, at + 1, first)
+    else:
+        p, second = adagrad(p, decayed(p, g, rule.clip, records * wd), second, lr, rule.eps)
+    put(values, at, p)
+    put(values, at + 2, second)
+    return second
+
+
+@part
+def update_factors(width, code, table, j, pairs, gradient, square, records, lr, wd, l1, rule):  # type: ignore[no-untyped-def]
+    """Update the factors of feature `j`; return a Row whose numbers add up to their second states.
+
+    Σ e x Σ V x is `pairs`, and for factors behind those of the first Row in `gradient`, at their place.
+    """
+    rows, length = table.factors, table.length
+    clip, eps, scale = rule.clip, rule.eps, rule.rescale_grad
+    seconds = full(np.float32(0.0), width)
+    for offset in range(0, length, value_of(width)):
+        at = j * table.step + offset
+        p = load(rows, at, width)
+        if offset:
+            pairs = load(gradient, offset, width)
+        g = (pairs - p * square) * scale
+        if value_of(code) == ADAM:
+            p, m, s = adam(p, g, load(rows, at + length, width), load(rows, at + 2 * length, width), clip, lr, wd, eps)
+            store(rows, at + length, m)
+            store(rows, at + 2 * length, s)
+            seconds += s
+        elif value_of(code) == ADAGRAD:
+            p, n = adagrad(p, decayed(p, g, clip, records * wd), load(rows, at + length, width), lr, eps)
+            store(rows, at + length, n)
+            seconds += n
+        elif value_of(code) == FTRL:
+            z, n = load(rows, at + length, width), load(rows, at + 2 * length, width)
+            p, z, n = ftrl(p, g, z, n, clip, lr, wd, l1, rule.beta)
+            store(rows, at + length, z)
+            store(rows, at + 2 * length, n)
+            seconds += n
+        else:
+            g = decayed(p, g, clip, records * wd)
+            store(gradient, offset, g)
+            seconds += g * g
+            continue
+        store(rows, at, p)
+    if value_of(code) != ROWWISE_ADAGRAD:
+        return seconds
+    shared = j * table.step + ROWWISE
+    second = item(table.heads, shared) + total(seconds) / np.float32(rule.num_factors)
+    put(table.heads, shared, second)
+    rate = lr / (np.sqrt(second) + eps)
+    for offset in range(0, length, value_of(width)):
+        at = j * table.step + offset
+        store(rows, at, load(rows, at, width) - load(gradient, offset, width) * rate)
+    return full(second, width)
+
+
+@part
+def update(width, code, rule, lr, touched, table, scratch, thread, group):  # type: ignore[no-untyped-def]
+    """Apply the gradients of a mini-batch to the features of a thread, whose entries are sorted.
+
+    Parameters
+    ----------
+    lr
+        Of (bias, linear, factors), with all corrections in them.
 
     Returns
     -------
@@ -131,82 +377,184 @@ def update(rule, lr, errors, rows, touched, params, first, second, gradients):  
         Sum of the second states of what was touched. Not finite when the square of a gradient overflowed, after
         which its parameter would stand still for ever.
     """
-    code, scale, clip, eps, beta = rule.code, rule.rescale_grad, rule.clip, rule.eps, rule.beta
-    moves = (code != FTRL or lr[0] > 0, code != FTRL or lr[1] > 0, code != FTRL or lr[2] > 0)  # ftrl divides by rates
-    if moves[0]:
-        params.bias[0], first.bias[0], second.bias[0] = step(
-            code, params.bias[0], scale * errors, first.bias[0], second.bias[0],
-            clip, lr[0], rule.wd[0], rule.l1[0], eps, beta, np.float32(rows),
-        )  # fmt: skip
-    k = params.factors.shape[1]
-    squares = second.bias[0]
+    moves_linear = value_of(code) != FTRL or lr[1] > 0  # ftrl divides by rates
+    moves_factors = value_of(code) != FTRL or lr[2] > 0
+    length, step = table.length, table.step
+    errors, sums, gradient = scratch.errors[group], scratch.sums[group], scratch.gradient[thread]
+    features, ends = scratch.features[thread], scratch.ends[thread]
+    sorted_rows, sorted_values = scratch.sorted_rows[thread], scratch.sorted_values[thread]
+    slots = scratch.slots[group]
+    slot_step, slot_at = slot_place(slots, table)
+    squares, seconds = np.float32(0.0), full(np.float32(0.0), width)
+    begin = np.int64(0)
     for slot in range(touched):
-        j = gradients.features[slot]
-        records = gradients.records[slot]
-        if moves[1]:
-            params.linear[j], first.linear[j], second.linear[j] = step(
-                code, params.linear[j], scale * gradients.linear[slot], first.linear[j], second.linear[j],
-                clip, lr[1], rule.wd[1], rule.l1[1], eps, beta, records,
-            )  # fmt: skip
-        square = gradients.squares[slot]
-        pairs, p, m, s = gradients.factors[slot], params.factors[j], first.factors[j], second.factors[j]
-        if moves[2]:
-            for f in range(k):
-                p[f], m[f], s[f] = step(
-                    code, p[f], scale * (pairs[f] - square * p[f]), m[f], s[f],
-                    clip, lr[2], rule.wd[2], rule.l1[2], eps, beta, records,
-                )  # fmt: skip
-        for f in range(k):  # apart: loops with one task are the ones that are vectorised
-            squares += s[f]
-            pairs[f] = 0.0
-        squares += second.linear[j]
-        gradients.slots[j] = -1
-        gradients.touched[j] = 1
-        gradients.linear[slot] = gradients.squares[slot] = gradients.records[slot] = 0.0
-    return squares
+        coming = np.int64(item(features, min(slot + _UPDATES_AHEAD, touched - 1)))
+        for offset in range(0, step, 16):
+            prefetch(table.heads, coming * step + offset)
+        j, end = np.int64(item(features, slot)), np.int64(item(ends, slot))
+        put(slots, j * slot_step + slot_at, 0)
+        g, square = np.float32(0.0), np.float32(0.0)
+        pairs = full(np.float32(0.0), width)
+        for entry in range(begin, end):
+            number, x = np.int64(item(sorted_rows, 2 * entry)), item(sorted_values, 2 * entry + 1)
+            ex = item(errors, number) * x
+            g += ex
+            square += ex * x
+            pairs += load(sums, number * length, width) * ex
+        for offset in range(value_of(width), length, value_of(width)):
+            more = full(np.float32(0.0), width)
+            for entry in range(begin, end):
+                number = np.int64(item(sorted_rows, 2 * entry))
+                ex = item(errors, number) * item(sorted_values, 2 * entry + 1)
+                more += load(sums, number * length + offset, width) * ex
+            store(gradient, offset, more)
+        records = np.float32(end - begin)
+        begin = end
+        if moves_linear:
+            g *= rule.rescale_grad
+            squares += update_single(code, table.heads, j * step, g, records, lr[1], rule.wd[1], rule.l1[1], rule)
+        if moves_factors:
+            seconds += update_factors(
+                width, code, table, j, pairs, gradient, square, records, lr[2], rule.wd[2], rule.l1[2], rule
+            )
+        if len(scratch.touched):
+            put(scratch.touched, j, 1)
+    return squares + total(seconds)
+
+
+@part
+def rates(code, rule, steps):  # type: ignore[no-untyped-def]
+    """Return the rates of the update number `steps`, counted from 1: adam's with their bias correction."""
+    correction = 1.0
+    if value_of(code) == ADAM:
+        correction = np.sqrt(1.0 - np.float64(BETA2) ** steps) / (1.0 - np.float64(BETA1) ** steps)
+    return (
+        np.float32(rule.lr[0] * correction), np.float32(rule.lr[1] * correction), np.float32(rule.lr[2] * correction)
+    )  # fmt: skip
+
+
+@part
+def update_bias(code, rule, lr, errors, records, table):  # type: ignore[no-untyped-def]
+    """Update the bias from the sum of a mini-batch's errors; return its second state."""
+    if value_of(code) == FTRL and lr <= 0:
+        return np.float32(0.0)
+    g = np.float32(errors) * rule.rescale_grad
+    return update_single(code, table.bias, 0, g, np.float32(records), lr, rule.wd[0], rule.l1[0], rule)
 
 
 @kernel
-def train_rows(indptr, keys, values, labels, weights, order, rule, steps, params, first, second, gradients, raw):  # type: ignore[no-untyped-def]
-    """Train on the rows `order`, in that order, a mini-batch at a time.
-
-    Parameters
-    ----------
-    weights
-        Shape (num_rows,), or (0,) for 1 each.
-    steps
-        Updates already made (adam's bias correction counts them).
-    params, first, second, gradients
-        Modified in place.
-    raw
-        Shape (len(order),). Receives each row's raw score before its mini-batch's update.
-
-    Returns
-    -------
-    steps
-        Updates made in all, or -1 - n when the update after n updates met a loss or a squared gradient that is not
-        finite.
-    """
+def train_together(width, code, rows, order, rule, steps, table, scratch, thread, threads, raw):  # type: ignore[no-untyped-def]
+    """Do one thread's part of `train_rows` with threads that work together."""
     size = rule.mini_batch_size
+    totals = scratch.totals
     for begin in range(0, len(order), size):
         end = min(begin + size, len(order))
-        errors, touched = accumulate(
-            indptr, keys, values, labels, weights, order[begin:end], rule.classifier, params, gradients, raw[begin:end]
+        first, last = begin + (end - begin) * thread // threads, begin + (end - begin) * (thread + 1) // threads
+        _, entries, touched = score_rows(
+            width, rows, order, begin, first, last, rule, table, scratch, thread, 0, threads, raw
         )
-        if not np.isfinite(errors):
+        meet(scratch.counters, _MET, threads)
+        errors = np.float64(0.0)
+        for number in range(end - begin):
+            errors += scratch.errors[0, number]
+        if not is_finite(errors):
             return -1 - steps
         steps += 1
-        correction = 1.0
-        if rule.code == ADAM:
-            correction = np.sqrt(1.0 - np.float64(BETA2) ** steps) / (1.0 - np.float64(BETA1) ** steps)
-        lr = (
-            np.float32(rule.lr[0] * correction),
-            np.float32(rule.lr[1] * correction),
-            np.float32(rule.lr[2] * correction),
-        )
-        if not np.isfinite(update(rule, lr, errors, end - begin, touched, params, first, second, gradients)):
+        lr = rates(code, rule, steps)
+        if threads > 1:
+            entries, touched = enter_noted(table, scratch, thread, threads)
+        sort_entries(rows, order, begin, end, entries, touched, scratch, thread, threads)
+        squares = np.float64(update(width, code, rule, lr, touched, table, scratch, thread, 0))
+        if thread == 0:
+            squares += update_bias(code, rule, lr[0], errors, end - begin, table)
+        totals[thread, 0] = squares
+        meet(scratch.counters, _MET, threads)
+        squares_of_all = 0.0
+        for other in range(threads):
+            squares_of_all += totals[other, 0]
+        if not is_finite(squares_of_all):
             return -steps
     return steps
+
+
+@kernel
+def train_racing(width, code, rows, order, rule, steps, table, scratch, thread, raw):  # type: ignore[no-untyped-def]
+    """Do one thread's part of `train_rows` with threads that race."""
+    size = rule.mini_batch_size
+    batches = (len(order) + size - 1) // size
+    while True:
+        batch = add_and_fetch(scratch.counters, _TAKEN, 1)
+        if batch > batches or fetch(scratch.counters, _BROKEN):
+            return steps + batches
+        begin = (batch - 1) * size
+        end = min(begin + size, len(order))
+        errors, entries, touched = score_rows(
+            width, rows, order, begin, begin, end, rule, table, scratch, thread, thread, 1, raw
+        )
+        squares = np.float64(0.0)
+        if is_finite(errors):
+            lr = rates(code, rule, steps + batch)
+            sort_entries(rows, order, begin, end, entries, touched, scratch, thread, 1)
+            squares += update(width, code, rule, lr, touched, table, scratch, thread, thread)
+            squares += update_bias(code, rule, lr[0], errors, end - begin, table)
+        if not is_finite(errors + squares):
+            add_and_fetch(scratch.counters, _BROKEN, 1)
+            return -(steps + batch)
+
+
+@kernel
+def train_row_by_row(width, code, rows, order, rule, steps, table, scratch, thread, threads, raw):  # type: ignore[no-untyped-def]
+    """Do one thread's part of `train_rows` where a mini-batch is one row, in which every feature is by itself.
+
+    Several threads race.
+    """
+    keys, values, length, step = rows.keys, rows.values, table.length, table.step
+    sums, gradient = scratch.sums[thread], scratch.gradient[thread]
+    one, last_position = np.float32(1.0), len(order) - 1
+    moves_linear = value_of(code) != FTRL or rule.lr[1] > 0
+    moves_factors = value_of(code) != FTRL or rule.lr[2] > 0
+    for position in range(thread, len(order), threads):
+        row = item(order, position)
+        start, stop = item(rows.indptr, row), item(rows.indptr, row + 1)
+        ahead = item(rows.indptr, item(order, min(position + threads, last_position)))
+        after = item(order, min(position + 2 * threads, last_position))
+        for entry in range(item(rows.indptr, after), item(rows.indptr, after + 1), 16):
+            prefetch(keys, entry)
+            prefetch(values, entry)
+        score = raw_score(
+            width, start, stop, ahead, keys, values, table.bias[0], table.heads, step, table.factors, step, length,
+            sums, 0,
+        )  # fmt: skip
+        put(raw, position, score)
+        if rule.classifier:
+            score = one / (one + np.exp(-score))
+        error = score - item(rows.labels, row)
+        if len(rows.weights):
+            error *= item(rows.weights, row)
+        lr = rates(code, rule, steps + position + 1)
+        squares, seconds = update_bias(code, rule, lr[0], error, 1, table), full(np.float32(0.0), width)
+        sum_ = load(sums, 0, width)
+        distance = min(ahead, len(keys) - (stop - start)) - start
+        for entry in range(start, stop):
+            coming = np.int64(item(keys, entry + distance))
+            for offset in range(length, step - 4, 16):  # what is before, scoring has fetched
+                prefetch(table.factors, coming * step + offset)
+            j, x = np.int64(item(keys, entry)), item(values, entry)
+            ex = error * x
+            for offset in range(value_of(width), length, value_of(width)):
+                store(gradient, offset, load(sums, offset, width) * ex)
+            g = ex * rule.rescale_grad
+            if moves_linear:
+                squares += update_single(code, table.heads, j * step, g, one, lr[1], rule.wd[1], rule.l1[1], rule)
+            if moves_factors:
+                seconds += update_factors(
+                    width, code, table, j, sum_ * ex, gradient, ex * x, one, lr[2], rule.wd[2], rule.l1[2], rule
+                )
+            if len(scratch.touched):
+                put(scratch.touched, j, 1)
+        if not is_finite(error) or not is_finite(squares + total(seconds)):
+            return -1 - (steps + position)
+    return steps + len(order)
 
 
 @kernel
@@ -224,3 +572,60 @@ def restart_ftrl(rule, params, first, second):  # type: ignore[no-untyped-def]
                 params.factors[j, f], first.factors[j, f], second.factors[j, f],
                 rule.lr[2], rule.wd[2], rule.l1[2], rule.beta,
             )  # fmt: skip
+
+
+def train_rows(
+    code: int,
+    rows: Rows,
+    order: NDArray[np.int64],
+    rule: Rule,
+    steps: int,
+    table: Table,
+    scratch: Scratch,
+    raw: Float32,
+    *,
+    racing: bool = False,
+) -> int:
+    """Train on the rows `order`, in that order, a mini-batch at a time, in as many threads as the scratch is for.
+
+    Parameters
+    ----------
+    code
+        Which of rayfm.kernels.optimizers.CODES the table is for.
+    steps
+        Updates already made (adam's bias correction counts them).
+    table, scratch
+        Modified in place.
+    raw
+        Shape (len(order),). Receives each row's raw score before its mini-batch's update.
+    racing
+        Whether threads race, or work together; as the scratch was made for.
+
+    Returns
+    -------
+    steps
+        Updates made in all, or -1 - n when the update after n updates met a loss or a squared gradient that is not
+        finite.
+    """
+    threads = len(scratch.noted)
+    ends = [steps] * threads
+    constants = Constant(width_of(table.length)), Constant(code)
+    data = Rows(*(read_only(array) for array in rows)), read_only(order), rule, steps, table, scratch
+    scratch.counters[:] = 0
+
+    def work(thread: int) -> None:
+        if rule.mini_batch_size == 1 and (racing or threads == 1):
+            ends[thread] = train_row_by_row(*constants, *data, thread, threads, raw)
+        elif racing:
+            ends[thread] = train_racing(*constants, *data, thread, raw)
+        else:
+            ends[thread] = train_together(*constants, *data, thread, threads, raw)
+
+    helpers = [threading.Thread(target=work, args=(thread,), daemon=True) for thread in range(1, threads)]
+    for helper in helpers:
+        helper.start()
+    work(0)
+    for helper in helpers:
+        helper.join()
+    broken = [end for end in ends if end < 0]
+    return max(broken) if broken else ends[0]

@@ -42,9 +42,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfm.kernels.training import Parameters
+from rayfm.kernels.tables import Parameters
 
-REACH = {"adam": 1.0, "adagrad": 0.5, "ftrl": 0.5}
+REACH = {"adam": 1.0, "adagrad": 0.5, "ftrl": 0.5, "rowwise_adagrad": 0.5}
 """p of the formulas above."""
 
 WARM_UP_EPOCHS = 0.5

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from rayfm.kernels.training import Parameters
+from rayfm.kernels.tables import Parameters
 from rayfm.model import FactorizationMachine
 from rayfm.training.averaging import REACH, average, combine
 from rayfm.training.worker import WorkerSetup

@@ -9,6 +9,7 @@ Everything that it creates is removed when it ends, however it ends.
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -30,7 +31,8 @@ from rayfm.errors import (
     StoppedError,
 )
 from rayfm.hyperparameters import Hyperparameters
-from rayfm.kernels.training import Parameters
+from rayfm.kernels.optimizers import CODES
+from rayfm.kernels.tables import Parameters, size_bytes
 from rayfm.metrics import Metric, RankingCounts, Sums, default_metric, metric_named, sums_for
 from rayfm.model import FactorizationMachine
 from rayfm.training import cluster, job, sources
@@ -195,8 +197,9 @@ class Run:
         return channels, feature_dim
 
     def _check_memory(self, feature_dim: int) -> None:
-        """Refuse a model that cannot fit a worker: parameters and two states in float32, and the server's copies."""
-        needed = feature_dim * (self._values.num_factors + 1) * 4 * 4
+        """Refuse a model that cannot fit a worker, with its optimizer's states and a copy of what is published."""
+        code, num_factors = CODES[self._values.optimizer], self._values.num_factors
+        needed = size_bytes(code, feature_dim, num_factors) + 4 * feature_dim * (num_factors + 1)
         room = cluster.memory_of_a_worker(self.spec.world_size)
         if needed > room:
             raise ResourceError(
@@ -211,7 +214,9 @@ class Run:
         budget = spec.worker_memory_bytes
         if budget is None:
             budget = cluster.memory_of_a_worker(spec.world_size) // 2
-        setup = WorkerSetup(self._values, feature_dim, self.seed, spec.world_size, budget)
+        setup = WorkerSetup(
+            self._values, feature_dim, self.seed, spec.world_size, budget, self._values.threads or team.threads
+        )
         team.start(setup)
         shards = {
             name: deal(blocks.dealt, spec.world_size, striped=self._values.shuffle and name == "train")
@@ -392,6 +397,12 @@ class _Team:
         self._group, self._cpus, self._spec = group, cpus, spec
         self.workers: list[Any] = []
         self.server: Any = None
+
+    @property
+    def threads(self) -> int:
+        """How many threads each worker has CPUs for: those of this machine where it is shared, else its own."""
+        shared = len(os.sched_getaffinity(0)) // self._spec.world_size
+        return max(1, shared if self._spec.oversubscribe else int(self._cpus))
 
     def start(self, setup: WorkerSetup) -> None:
         """Start one worker per place of the placement group, and the server when there is anything to average."""

@@ -88,8 +88,9 @@ class Shard:
         self.slices = list(slices)
         self.mini_batch_size = mini_batch_size
         self.num_rows = sum(part.num_rows for part in slices)
-        self.size_bytes = self.max_row_entries = 0
+        self.size_bytes = 0
         self.largest_value = 0.0
+        self._longest = np.zeros(0, np.int64)
         for part in slices:
             self._survey(part.load())
         self._resident: SparseBatch | None = None
@@ -99,9 +100,15 @@ class Shard:
 
     def _survey(self, batch: SparseBatch) -> None:
         self.size_bytes += batch.size_bytes
-        self.max_row_entries = max(self.max_row_entries, int(np.diff(batch.indptr).max(initial=0)))
+        lengths = np.concatenate([self._longest, np.diff(batch.indptr)])
+        self._longest = np.sort(lengths)[-self.mini_batch_size :]
         values = batch.values[batch.indptr[0] : batch.indptr[-1]]
         self.largest_value = max(self.largest_value, float(np.abs(values).max(initial=0)))
+
+    @property
+    def max_batch_entries(self) -> int:
+        """The most entries that a mini-batch can have, whatever the order of the rows."""
+        return int(self._longest.sum())
 
     @property
     def is_resident(self) -> bool:

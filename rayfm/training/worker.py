@@ -16,30 +16,40 @@ from numpy.typing import NDArray
 from rayfm.batch import SparseBatch
 from rayfm.errors import DivergenceError
 from rayfm.hyperparameters import Hyperparameters
-from rayfm.kernels.jit import read_only
 from rayfm.kernels.optimizers import CODES
-from rayfm.kernels.scoring import score
-from rayfm.kernels.training import Parameters, Rule, gradients_for, restart_ftrl, train_rows
+from rayfm.kernels.scoring import score, score_by_table
+from rayfm.kernels.tables import Parameters, Table, first_states_in, new_table, parameters_in, second_states_in
+from rayfm.kernels.training import Rows, Rule, Scratch, restart_ftrl, scratch_for, train_rows
 from rayfm.metrics import RankingCounts, Sums, sums_for
-from rayfm.model import FactorizationMachine
+from rayfm.model import draw_parameters
 from rayfm.training.averaging import local_rate_scale
 from rayfm.training.shard import BlockSlice, Shard
 
 BATCHES_BETWEEN_METRICS = 500
 """How often a worker reports its running metrics within an epoch, in mini-batches; SageMaker's default."""
 
+MIN_ROWS_OF_A_THREAD = 64
+"""Of a mini-batch: threads that work together wait for each other twice in each, which takes as long as a few rows."""
+
 NO_WEIGHTS = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSetup:
-    """What every worker of a run is told at its start."""
+    """What every worker of a run is told at its start.
+
+    Attributes
+    ----------
+    threads
+        How many it may use.
+    """
 
     hyperparameters: Hyperparameters
     feature_dim: int
     seed: int
     world_size: int
     budget_bytes: int
+    threads: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,34 +90,55 @@ class Worker:
         self._channels: dict[str, list[BlockSlice]] = {}
         self._sums_type = sums_for(setup.hyperparameters.predictor_type)
         self._steps = 0
+        values = setup.hyperparameters
+        self._code, self._num_factors = CODES[values.optimizer], values.num_factors
+        self._threads = setup.threads
+        if not values.hogwild:
+            self._threads = min(setup.threads, max(1, values.mini_batch_size // MIN_ROWS_OF_A_THREAD))
+
+    @property
+    def _parameters(self) -> Parameters:
+        return parameters_in(self._table, self._num_factors)
+
+    @property
+    def _second(self) -> Parameters:
+        return second_states_in(self._table, self._num_factors)
 
     def load(self, channels: dict[str, list[BlockSlice]]) -> int:
         """Load the rows of ``train``, remember the other channels, allocate the parameters; return the rows loaded."""
         values, setup = self.setup.hyperparameters, self.setup
         self._channels = channels
         self._shard = Shard(channels["train"], values.mini_batch_size, setup.budget_bytes)
-        model = FactorizationMachine.initialised(values, setup.feature_dim, setup.seed)
-        self._parameters = Parameters(np.full(1, model.bias, np.float32), model.linear, model.factors)
-        self._first, self._second = (
-            Parameters(*(np.zeros_like(array) for array in self._parameters)) for _ in range(2)
-        )
+        self._table = self._new_table(setup.feature_dim)
+        draw_parameters(self._parameters, values, setup.seed)
         self._rule = self._rule_after(0.0)
-        if values.optimizer == "ftrl":
-            restart_ftrl(self._rule, self._parameters, self._first, self._second)
-        capacity = min(setup.feature_dim, values.mini_batch_size * max(1, self._shard.max_row_entries))
-        self._gradients = gradients_for(setup.feature_dim, values.num_factors, capacity)
+        self._restart()
+        self._scratch = self._new_scratch(self._table, self._shard.max_batch_entries)
         return self._shard.num_rows
 
     def warm_up(self) -> None:
         """Compile the kernels, or load them from the cache, on a row of no features."""
         indptr, keys, values = np.zeros(2, np.int64), np.empty(0, np.uint32), np.empty(0, np.float32)
-        scratch = tuple(
-            Parameters(*(np.zeros((1,) * array.ndim, np.float32) for array in self._parameters)) for _ in range(3)
+        label, raw = np.zeros(1, np.float32), np.zeros(1, np.float32)
+        rows, table = Rows(indptr, keys, values, label, NO_WEIGHTS), self._new_table(1)
+        self._train_rows(rows, np.zeros(1, np.int64), 0, table, self._new_scratch(table, 0), raw)
+        batch = SparseBatch(indptr, keys, values)
+        score_by_table(batch, table, self._num_factors)
+        score(batch, *(np.ascontiguousarray(array) for array in parameters_in(table, self._num_factors)))
+
+    def _new_table(self, feature_dim: int) -> Table:
+        return new_table(self._code, feature_dim, self._num_factors)
+
+    def _new_scratch(self, table: Table, capacity: int) -> Scratch:
+        values = self.setup.hyperparameters
+        return scratch_for(
+            table,
+            self._threads,
+            min(values.mini_batch_size, max(1, self._shard.num_rows)),
+            capacity,
+            racing=values.hogwild,
+            is_shared=self.setup.world_size > 1,
         )
-        raw, label, order = np.zeros(1, np.float32), np.zeros(1, np.float32), np.zeros(1, np.int64)
-        row = [read_only(array) for array in (indptr, keys, values, label, NO_WEIGHTS)]
-        train_rows(*row, order, self._rule, 0, *scratch, gradients_for(1, 1, 1), raw)
-        score(SparseBatch(indptr, keys, values), *scratch[0])
 
     def train_round(
         self, epoch: int, round_index: int, rounds: int, published: list[Any], *, exchange: bool
@@ -127,7 +158,7 @@ class Worker:
             If the loss is not finite; says where, and what to change.
         """
         self._rule = self._rule_after(epoch + round_index / rounds)
-        self._gradients.touched[:] = 0
+        self._scratch.touched[:] = 0
         if round_index == 0:
             self._epoch_sums, self._epoch_batches = self._sums_type(), 0
         self._round_sums = self._sums_type()
@@ -152,12 +183,17 @@ class Worker:
 
     def evaluate(self, channel: str, published: list[Any]) -> tuple[Sums, RankingCounts | None]:
         """Return the metric sums of this worker's rows of a channel under the published (or own) parameters."""
-        parameters: Parameters = ray.get(published[0])[0] if published else self._parameters
+        parameters: Parameters | None = ray.get(published[0])[0] if published else None
         sums = self._sums_type()
         scored = []
         for part in self._channels.get(channel, []):
             batch = part.load()
-            columns = (score(batch, *parameters), batch.labels_or_nan, batch.weights)
+            own = self._table, self._num_factors
+            columns = (
+                score(batch, *parameters) if parameters else score_by_table(batch, *own),
+                batch.labels_or_nan,
+                batch.weights,
+            )
             sums += self._sums_type.of(*columns)
             scored.append(columns)
         if not self.setup.hyperparameters.is_classifier or not scored:
@@ -169,7 +205,7 @@ class Worker:
 
     def publish(self) -> list[Any]:
         """Put this worker's parameters into the object store; returns the reference, in a list."""
-        return [ray.put((self._parameters, None))]
+        return [ray.put((_contiguous(self._parameters), None))]
 
     def _rule_after(self, progress: float) -> Rule:
         values = self.setup.hyperparameters
@@ -178,8 +214,8 @@ class Worker:
             scale = local_rate_scale(values.optimizer, self.setup.world_size, progress)
         bias, linear, factors = values.group("lr")
         return Rule(
-            CODES[values.optimizer],
             values.is_classifier,
+            values.num_factors,
             values.mini_batch_size,
             np.float32(values.rescale_grad),
             np.float32(values.clip_gradient or 0.0),
@@ -192,7 +228,8 @@ class Worker:
 
     def _result(self, *, share_accumulators: bool) -> tuple[Parameters, NDArray[np.uint8], Parameters | None]:
         shared = share_accumulators and self.setup.hyperparameters.optimizer != "adam"
-        return self._parameters, self._gradients.touched, self._second if shared else None
+        seconds = _contiguous(self._second) if shared else None
+        return _contiguous(self._parameters), self._scratch.touched, seconds
 
     def _adopt(self, published: list[Any]) -> None:
         parameters, accumulators = ray.get(published[0])
@@ -201,19 +238,34 @@ class Worker:
         if accumulators is not None:
             for own, new in zip(self._second, accumulators, strict=True):
                 np.copyto(own, new)
+        self._restart()
+
+    def _restart(self) -> None:
         if self.setup.hyperparameters.optimizer == "ftrl":
-            restart_ftrl(self._rule, self._parameters, self._first, self._second)
+            first = first_states_in(self._table, self._num_factors)
+            restart_ftrl(self._rule, self._parameters, first, self._second)
 
     def _train(self, batch: SparseBatch, order: NDArray[np.int64], epoch: int) -> NDArray[np.float32]:
         raw = np.empty(len(order), np.float32)
         weights = NO_WEIGHTS if batch.weights is None else batch.weights
-        state = (self._parameters, self._first, self._second, self._gradients)
-        rows = [read_only(array) for array in (batch.indptr, batch.keys, batch.values, batch.labels_or_nan, weights)]
-        steps = train_rows(*rows, order, self._rule, self._steps, *state, raw)
+        rows = Rows(batch.indptr, batch.keys, batch.values, batch.labels_or_nan, weights)
+        steps = self._train_rows(rows, order, self._steps, self._table, self._scratch, raw)
         if steps < 0:
             raise self._divergence(epoch, -1 - steps)
         self._steps = steps
         return raw
+
+    def _train_rows(
+        self,
+        rows: Rows,
+        order: NDArray[np.int64],
+        steps: int,
+        table: Table,
+        scratch: Scratch,
+        raw: NDArray[np.float32],
+    ) -> int:
+        racing = self.setup.hyperparameters.hogwild
+        return train_rows(self._code, rows, order, self._rule, steps, table, scratch, raw, racing=racing)
 
     def _divergence(self, epoch: int, step: int) -> DivergenceError:
         rates = ", ".join(
@@ -246,6 +298,10 @@ class Worker:
                 running.append((self._epoch_batches + index, self._epoch_sums + self._round_sums))
         self._epoch_batches += batches
         return running
+
+
+def _contiguous(parameters: Parameters) -> Parameters:
+    return Parameters(*(np.ascontiguousarray(array) for array in parameters))
 
 
 def _float32_triple(values: Sequence[float]) -> tuple[np.float32, np.float32, np.float32]:

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 
 from rayfm.batch import SparseBatch
-from rayfm.kernels.jit import read_only
 from rayfm.kernels.optimizers import CODES
-from rayfm.kernels.training import Parameters, Rule, gradients_for, restart_ftrl, train_rows
+from rayfm.kernels.tables import SLOT, Parameters, first_states_in, new_table, parameters_in, second_states_in
+from rayfm.kernels.training import Rows, Rule, restart_ftrl, scratch_for, train_rows
 from tests import naive
 
 DIM, K, ROWS = 9, 5, 23
 LR, WD, L1 = (0.1, 0.03, 0.02), (0.01, 0.02, 0.05), (0.0, 0.01, 0.002)
 
 
-def problem(seed, classifier):
+def problem(seed, classifier, num_factors=K):
     rng = np.random.default_rng(seed)
     dense = np.where(rng.random((ROWS, DIM)) < 0.4, rng.normal(size=(ROWS, DIM)), 0).astype(np.float32)
     dense[7] = 0  # an empty row
@@ -22,42 +22,55 @@ def problem(seed, classifier):
     params = Parameters(
         np.array([0.3], np.float32),
         rng.normal(0, 0.1, DIM).astype(np.float32),
-        rng.normal(0, 0.1, (DIM, K)).astype(np.float32),
+        rng.normal(0, 0.1, (DIM, num_factors)).astype(np.float32),
     )
     return batch, params
 
 
-def rule(optimizer, classifier, batch, clip=0.0):
+def rule(optimizer, classifier, batch, clip=0.0, num_factors=K):
     triple = lambda values: tuple(np.float32(value) for value in values)  # noqa: E731
     l1 = L1 if optimizer == "ftrl" else (0, 0, 0)
     return Rule(
-        CODES[optimizer], classifier, batch, np.float32(0.25), np.float32(clip), np.float32(1e-6), np.float32(0.7),
+        classifier, num_factors, batch, np.float32(0.25), np.float32(clip), np.float32(1e-6), np.float32(0.7),
         LR, triple(WD), triple(l1),
     )  # fmt: skip
 
 
-def run_kernel(batch, params, the_rule, order=None, weights=True):
-    params = Parameters(*(array.copy() for array in params))
-    first, second = (Parameters(*(np.zeros_like(array) for array in params)) for _ in range(2))
-    if the_rule.code == CODES["ftrl"]:
-        restart_ftrl(the_rule, params, first, second)
+def filled_table(optimizer, params, the_rule):
+    """A table that starts from `params`."""
+    dim, num_factors = params.factors.shape
+    table = new_table(CODES[optimizer], dim, num_factors)
+    for own, given in zip(parameters_in(table, num_factors), params, strict=True):
+        own[...] = given
+    if optimizer == "ftrl":
+        states = first_states_in(table, num_factors), second_states_in(table, num_factors)
+        restart_ftrl(the_rule, parameters_in(table, num_factors), *states)
+    return table
+
+
+def run_kernel(batch, params, optimizer, the_rule, order=None, weights=True, threads=1, racing=False):
+    dim, num_factors = params.factors.shape
+    table = filled_table(optimizer, params, the_rule)
     order = np.arange(batch.num_rows) if order is None else order
     raw = np.zeros(len(order), np.float32)
-    arrays = (batch.indptr, batch.keys, batch.values, batch.labels, batch.weights if weights else np.empty(0, "f4"))
-    gradients = gradients_for(DIM, K, DIM)
-    steps = train_rows(
-        *(read_only(array) for array in arrays), order, the_rule, 0, params, first, second, gradients, raw
-    )
-    assert (gradients.slots == -1).all()
-    assert not gradients.factors.any()
-    assert not gradients.linear.any()
-    return steps, params, raw
+    rows = Rows(batch.indptr, batch.keys, batch.values, batch.labels, batch.weights if weights else np.empty(0, "f4"))
+    capacity = the_rule.mini_batch_size * int(np.diff(batch.indptr).max())
+    scratch = scratch_for(table, threads, the_rule.mini_batch_size, capacity, racing=racing, is_shared=True)
+    steps = train_rows(CODES[optimizer], rows, order, the_rule, 0, table, scratch, raw, racing=racing)
+    if steps >= 0:
+        slots = scratch.slots if racing else scratch.slots.reshape(-1, table.step)[:, SLOT]
+        assert not slots.any()
+        np.testing.assert_array_equal(np.flatnonzero(scratch.touched), np.unique(batch.take(order).keys))
+        padding = table.heads.reshape(dim, -1)[:, 4:].reshape(dim, -1, table.length)[:, :, num_factors:]
+        assert not padding.any()
+    return steps, Parameters(*(array.copy() for array in parameters_in(table, num_factors))), raw
 
 
 def run_naive(batch, params, optimizer, classifier, size, clip=0.0, weights=True):
     make = {
         "adam": lambda lr, wd, l1: naive.LazyAdam(lr, wd, 1e-6, clip),
         "adagrad": lambda lr, wd, l1: naive.AdaGrad(lr, wd, 1e-6, clip),
+        "rowwise_adagrad": lambda lr, wd, l1: naive.RowwiseAdaGrad(lr, wd, 1e-6, clip),
         "ftrl": lambda lr, wd, l1: naive.Ftrl(lr, wd, l1, 0.7, clip),
     }[optimizer]
     rows = [
@@ -71,37 +84,86 @@ def run_naive(batch, params, optimizer, classifier, size, clip=0.0, weights=True
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("classifier", [False, True], ids=["regressor", "classifier"])
-@pytest.mark.parametrize("optimizer", CODES)
-@pytest.mark.parametrize("size", [1, 4, 100])
-def test_train_rows__equals_naive_loop(optimizer, classifier, size):
-    batch, params = problem(3, classifier)
-    steps, trained, raw = run_kernel(batch, params, rule(optimizer, classifier, size))
-    bias, linear, factors, raws = run_naive(batch, params, optimizer, classifier, size)
-    assert steps == -(-ROWS // size)
+def assert_equal_naive(batch, trained, raw, expected):
+    bias, linear, factors, raws = expected
     np.testing.assert_allclose(raw, raws, rtol=2e-4, atol=2e-5)
     np.testing.assert_allclose(trained.bias[0], bias, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(trained.linear, linear, rtol=1e-3, atol=2e-5)
     np.testing.assert_allclose(trained.factors, factors, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "num_factors"), [*((name, 40) for name in CODES), *(("adam", k) for k in (1, 8, 9, 16, 17, 130))]
+)
+def test_train_rows__equals_naive_loop_with_any_number_of_factors(optimizer, num_factors):
+    batch, params = problem(12, False, num_factors)
+    _, trained, raw = run_kernel(batch, params, optimizer, rule(optimizer, False, 4, num_factors=num_factors))
+    assert_equal_naive(batch, trained, raw, run_naive(batch, params, optimizer, False, 4))
+
+
+@pytest.mark.parametrize("optimizer", CODES)
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_train_rows__equals_naive_loop_in_several_threads(optimizer, threads, size):
+    batch, params = problem(13, True)
+    _, trained, raw = run_kernel(batch, params, optimizer, rule(optimizer, True, size), threads=threads)
+    assert_equal_naive(batch, trained, raw, run_naive(batch, params, optimizer, True, size))
+
+
+def test_train_rows__any_number_of_threads_gives_the_same_bits():
+    rng = np.random.default_rng(14)
+    keys = np.sort(rng.integers(0, 300, (2000, 10)).astype(np.uint32) * 10 + np.arange(10, dtype=np.uint32), 1)
+    labels = rng.integers(0, 2, 2000)
+    batch = SparseBatch.from_csr(np.arange(2001) * 10, keys.ravel(), rng.normal(size=20000), labels)
+    params = Parameters(*(rng.normal(0, 0.1, shape).astype(np.float32) for shape in ((1,), (3000,), (3000, 8))))
+    the_rule = rule("adam", True, 100, num_factors=8)
+    (_, one, raw), *others = (
+        run_kernel(batch, params, "adam", the_rule, weights=False, threads=threads) for threads in (1, 2, 2, 5)
+    )
+    assert abs(one.linear - params.linear).max() > 0.1
+    for _, other, other_raw in others:
+        np.testing.assert_array_equal(raw, other_raw)
+        for left, right in zip(one, other, strict=True):
+            np.testing.assert_array_equal(left, right)
+
+
+def test_train_rows__racing_threads_make_every_mini_batch_once():
+    batch, params = problem(15, False)
+    rows = batch.take(np.repeat(np.arange(ROWS), 50))
+    steps, trained, raw = run_kernel(rows, params, "adagrad", rule("adagrad", False, 2), threads=3, racing=True)
+    assert steps == ROWS * 25
+    assert (raw != 0).all()
+    _, one_by_one, _ = run_kernel(rows, params, "adagrad", rule("adagrad", False, 2))
+    np.testing.assert_allclose(trained.linear, one_by_one.linear, rtol=0.2, atol=0.05)
+
+
+@pytest.mark.parametrize("classifier", [False, True], ids=["regressor", "classifier"])
+@pytest.mark.parametrize("optimizer", CODES)
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_train_rows__equals_naive_loop(optimizer, classifier, size):
+    batch, params = problem(3, classifier)
+    steps, trained, raw = run_kernel(batch, params, optimizer, rule(optimizer, classifier, size))
+    assert steps == -(-ROWS // size)
+    assert_equal_naive(batch, trained, raw, run_naive(batch, params, optimizer, classifier, size))
+
+
 @pytest.mark.parametrize("optimizer", CODES)
 def test_train_rows__clips_gradients_after_decay(optimizer):
     batch, params = problem(4, False)
-    _, trained, _ = run_kernel(batch, params, rule(optimizer, False, 4, clip=0.05))
+    _, trained, _ = run_kernel(batch, params, optimizer, rule(optimizer, False, 4, clip=0.05))
     bias, linear, factors, _ = run_naive(batch, params, optimizer, False, 4, clip=0.05)
     np.testing.assert_allclose(trained.bias[0], bias, rtol=1e-4)
     np.testing.assert_allclose(trained.linear, linear, rtol=1e-3, atol=2e-5)
     np.testing.assert_allclose(trained.factors, factors, rtol=1e-3, atol=2e-5)
-    _, unclipped, _ = run_kernel(batch, params, rule(optimizer, False, 4))
+    _, unclipped, _ = run_kernel(batch, params, optimizer, rule(optimizer, False, 4))
     assert abs(unclipped.linear - trained.linear).max() > 1e-3
 
 
 def test_train_rows__weights_of_one_are_no_weights():
     batch, params = problem(5, True)
     ones = SparseBatch(batch.indptr, batch.keys, batch.values, batch.labels, np.ones(ROWS, np.float32))
-    _, weighted, _ = run_kernel(ones, params, rule("adam", True, 4))
-    _, plain, _ = run_kernel(ones, params, rule("adam", True, 4), weights=False)
+    _, weighted, _ = run_kernel(ones, params, "adam", rule("adam", True, 4))
+    _, plain, _ = run_kernel(ones, params, "adam", rule("adam", True, 4), weights=False)
     for one, other in zip(weighted, plain, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -110,8 +172,8 @@ def test_train_rows__a_weight_of_two_is_the_row_twice_in_its_mini_batch():
     batch, params = problem(6, False)
     one = batch.rows(0, 1)
     twice = SparseBatch(one.indptr, one.keys, one.values, one.labels, np.full(1, 2, np.float32))
-    _, weighted, _ = run_kernel(twice, params, rule("adam", False, 2))
-    _, repeated, _ = run_kernel(one, params, rule("adam", False, 2), np.array([0, 0]), weights=False)
+    _, weighted, _ = run_kernel(twice, params, "adam", rule("adam", False, 2))
+    _, repeated, _ = run_kernel(one, params, "adam", rule("adam", False, 2), np.array([0, 0]), weights=False)
     for left, right in zip(weighted, repeated, strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-6)
 
@@ -121,7 +183,7 @@ def test_train_rows__untouched_features_stay_bit_for_bit():
     rows = batch.take(np.array([0, 1]))
     untouched = np.setdiff1d(np.arange(DIM), rows.keys)
     assert len(untouched)
-    _, trained, _ = run_kernel(rows, params, rule("adam", False, 1))
+    _, trained, _ = run_kernel(rows, params, "adam", rule("adam", False, 1))
     np.testing.assert_array_equal(trained.linear[untouched], params.linear[untouched])
     np.testing.assert_array_equal(trained.factors[untouched], params.factors[untouched])
 
@@ -129,8 +191,8 @@ def test_train_rows__untouched_features_stay_bit_for_bit():
 def test_train_rows__order_is_the_order_of_the_rows():
     batch, params = problem(8, False)
     order = np.random.default_rng(1).permutation(ROWS)
-    _, by_order, _ = run_kernel(batch, params, rule("adagrad", False, 3), order)
-    _, rearranged, _ = run_kernel(batch.take(order), params, rule("adagrad", False, 3))
+    _, by_order, _ = run_kernel(batch, params, "adagrad", rule("adagrad", False, 3), order)
+    _, rearranged, _ = run_kernel(batch.take(order), params, "adagrad", rule("adagrad", False, 3))
     for one, other in zip(by_order, rearranged, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -140,34 +202,22 @@ def test_train_rows__tells_at_which_step_the_loss_left_the_finite_numbers():
     labels = batch.labels.copy()
     labels[10] = np.float32("inf")
     broken = SparseBatch(batch.indptr, batch.keys, batch.values, labels, batch.weights)
-    steps, _, _ = run_kernel_until_broken(broken, params)
-    assert steps == -1 - 5  # row 10 is in the sixth mini-batch of two rows
-
-
-def run_kernel_until_broken(batch, params):
-    params = Parameters(*(array.copy() for array in params))
-    first, second = (Parameters(*(np.zeros_like(array) for array in params)) for _ in range(2))
-    raw = np.zeros(batch.num_rows, np.float32)
-    arrays = (batch.indptr, batch.keys, batch.values, batch.labels, batch.weights)
-    steps = train_rows(
-        *(read_only(array) for array in arrays), np.arange(batch.num_rows), rule("adam", False, 2), 0, params, first,
-        second, gradients_for(DIM, K, DIM), raw,
-    )  # fmt: skip
-    return steps, params, raw
+    for threads, racing in ((1, False), (3, False), (2, True)):
+        steps, _, _ = run_kernel(broken, params, "adam", rule("adam", False, 2), threads=threads, racing=racing)
+        assert steps == -1 - 5  # row 10 is in the sixth mini-batch of two rows
 
 
 def test_restart_ftrl__changes_no_parameter_at_the_next_update_of_zero_gradient():
     _, params = problem(10, False)
     the_rule = rule("ftrl", False, 4)
-    first, second = (Parameters(*(np.zeros_like(array) for array in params)) for _ in range(2))
+    table = new_table(CODES["ftrl"], DIM, K)
+    own, first, second = (views(table, K) for views in (parameters_in, first_states_in, second_states_in))
+    for array, given in zip(own, params, strict=True):
+        array[...] = given
     for array in second:
         array[...] = 0.5
-    restart_ftrl(the_rule, params, first, second)
-    empty = SparseBatch.from_dense(np.zeros((1, DIM)), [float(params.bias[0])])
-    trained = Parameters(*(array.copy() for array in params))
-    arrays = (empty.indptr, empty.keys, empty.values, empty.labels, np.empty(0, np.float32))
-    train_rows(
-        *(read_only(array) for array in arrays), np.arange(1), the_rule, 0, trained, first, second,
-        gradients_for(DIM, K, DIM), np.zeros(1, np.float32),
-    )  # fmt: skip
-    np.testing.assert_allclose(trained.bias, params.bias, rtol=1e-6)
+    restart_ftrl(the_rule, own, first, second)
+    rows = Rows(np.zeros(2, np.int64), np.empty(0, np.uint32), np.empty(0, "f4"), params.bias, np.empty(0, "f4"))
+    scratch = scratch_for(table, 1, 4, 0)
+    train_rows(CODES["ftrl"], rows, np.arange(1), the_rule, 0, table, scratch, np.zeros(1, np.float32))
+    np.testing.assert_allclose(own.bias, params.bias, rtol=1e-6)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rayfm.kernels.training import Parameters
+from rayfm.kernels.tables import Parameters
 from rayfm.training.averaging import combine, local_rate_scale
 
 RNG = np.random.default_rng(0)

@@ -1,0 +1,90 @@
+"""The parameters of a worker beside the state of its optimizer, as the kernels have them.
+
+All that belongs to one feature lies side by side: it is one place in memory to go to, and one page of it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayfm.kernels.optimizers import ADAGRAD, ADAM, FTRL, ROWWISE_ADAGRAD
+from rayfm.kernels.vectors import padded
+
+Float32 = NDArray[np.float32]
+
+SLOT, ROWWISE = 3, 1
+"""Where in the head of a feature training keeps its slot (an integer), and rowwise_adagrad the one accumulator of all
+factors, as it has no first state."""
+
+_HEAD = 4
+_CACHE_LINE = 64
+_PARTS = {ADAM: 3, ADAGRAD: 2, FTRL: 3, ROWWISE_ADAGRAD: 1}
+"""V and its states: how many there are."""
+
+
+class Parameters(NamedTuple):
+    """One number per parameter: the parameters themselves or a state of the optimizer."""
+
+    bias: Float32  # (1,)
+    linear: Float32  # (feature_dim,)
+    factors: Float32  # (feature_dim, num_factors)
+
+
+class Table(NamedTuple):
+    """One record of `step` floats for each feature: head, V, and as many states of V as the optimizer has.
+
+    The head is (w, first, second, slot); V and each of its states take `length`, with zeros behind them. First and
+    second are the states of rayfm.kernels.optimizers.
+    """
+
+    bias: Float32  # (4,)    like a head
+    heads: Float32  # flat; that of feature j begins at j * step
+    factors: Float32  # flat, of the same memory; V of feature j begins at j * step
+    length: int  # rayfm.kernels.vectors.padded
+    step: int
+
+
+def new_table(code: int, feature_dim: int, num_factors: int) -> Table:
+    """Allocate a table of zeros for an optimizer."""
+    length = padded(num_factors)
+    step = _HEAD + length * _PARTS[code]
+    records = _aligned(feature_dim * step)
+    return Table(np.zeros(_HEAD, np.float32), records, records[_HEAD:], length, step)
+
+
+def size_bytes(code: int, feature_dim: int, num_factors: int) -> int:
+    """Return what a table takes."""
+    return 4 * feature_dim * (_HEAD + padded(num_factors) * _PARTS[code])
+
+
+def parameters_in(table: Table, num_factors: int) -> Parameters:
+    """Return views of the parameters; they are not contiguous."""
+    return _views(table, 0, 0, num_factors)
+
+
+def first_states_in(table: Table, num_factors: int) -> Parameters:
+    """Return views of the first states of an optimizer that has two."""
+    return _views(table, 1, table.length, num_factors)
+
+
+def second_states_in(table: Table, num_factors: int) -> Parameters:
+    """Return views of the second states; factors have shape (feature_dim, 1) in rowwise_adagrad."""
+    if table.step == _HEAD + table.length:
+        return _views(table, 2, ROWWISE - _HEAD, 1)
+    return _views(table, 2, table.step - _HEAD - table.length, num_factors)
+
+
+def _views(table: Table, single: int, offset: int, width: int) -> Parameters:
+    records = table.heads.reshape(-1, table.step)
+    start = _HEAD + offset
+    return Parameters(table.bias[single : single + 1], records[:, single], records[:, start : start + width])
+
+
+def _aligned(size: int) -> Float32:
+    """Return zeros that begin with a cache line."""
+    array = np.zeros(size + _CACHE_LINE // 4, np.float32)
+    start = -array.ctypes.data % _CACHE_LINE // 4
+    return array[start : start + size]
