@@ -1,9 +1,9 @@
 """The text format of LIBSVM, SVMlight and libFM: ``label key:value key:value ...  # comment``.
 
 One line is one record; blank lines and lines with nothing but a comment are skipped, but they count, so that
-the number of a record is the number of its line. A chunk of text is parsed all at once with array operations;
-text that they cannot vouch for is parsed line by line, which finds the line and says what is wrong with it.
-Both ways give equal results.
+the number of a record is the number of its line. A chunk of text is parsed all at once by compiled code; text that it
+cannot vouch for is parsed line by line, which finds the line and says what is wrong with it. Both ways give equal
+results.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayfm.batch import MAX_FEATURE_DIM, Chunk, Problem, Report, SparseBatch, raise_problem
 from rayfm.errors import DataError
+from rayfm.formats import compiled
 
 MAX_LINE_BYTES = 2**26
 """A longer line is a bad record: what has no line ends is not text, and must not fill the memory."""
@@ -27,8 +28,6 @@ _TAIL_BYTES = 2**16
 _CAREFUL_BYTES = 2**14  # a chunk is halved down to about this size before it is parsed line by line
 _ENTRIES_PER_WRITE = 2**20
 
-_PLAIN = b"0123456789+-.eE: \t\r\n"
-_TO_LINES = bytes.maketrans(b": \t\r", b"\n\n\n\n")
 _COMMENT = re.compile(rb"#[^\n]*")
 _KEY = re.compile(rb"\+?[0-9]+")
 _NUMBER = re.compile(rb"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
@@ -40,9 +39,9 @@ class _Rows(NamedTuple):
 
     ordinals: NDArray[np.int64]
     lengths: NDArray[np.int64]
-    labels: NDArray[np.float64]
-    keys: NDArray[np.int64]
-    values: NDArray[np.float64]
+    labels: NDArray[np.floating[Any]]
+    keys: NDArray[np.integer[Any]]
+    values: NDArray[np.floating[Any]]
 
 
 class _Dialect(NamedTuple):
@@ -229,78 +228,10 @@ def _parse(block: bytes, ordinal: int, dialect: _Dialect, report: Report) -> _Ro
 
 
 def _parse_at_once(block: bytes, ordinal: int, dialect: _Dialect) -> _Rows | None:
-    """Parse lines with array operations; None when a line may be bad or holds what these do not know."""
-    if len(block) > MAX_LINE_BYTES:
-        return None
-    if b"#" in block:
-        block = _COMMENT.sub(b"", block)
-    if block.translate(None, _PLAIN):
-        return None
-    text = np.frombuffer(block, np.uint8)
-    is_colon, is_blank = text == ord(":"), text <= ord(" ")
-    is_inside = ~(is_colon | is_blank)
-    is_start = is_inside.copy()
-    is_start[1:] &= ~is_inside[:-1]
-    starts, colons = np.flatnonzero(is_start), np.flatnonzero(is_colon)
-    line_starts = np.concatenate([[0], np.flatnonzero(text == ord("\n")) + 1, [len(text)]])
-    firsts = np.searchsorted(starts, line_starts)
-    counts = np.diff(firsts)  # numbers in each line: odd with a label, even without
-    firsts, lines, counts = firsts[:-1][counts > 0], np.flatnonzero(counts), counts[counts > 0]
-    labelled = counts % 2 == 1
-    if dialect.needs_label and not labelled.all():
-        return None
-    is_entry = np.ones(len(starts), dtype=bool)
-    is_entry[firsts[labelled]] = False
-    if not _keys_and_values_alternate(text, starts[is_entry], colons, is_inside):
-        return None
-    numbers = _numbers(block, len(starts))
-    if numbers is None:
-        return None
-    keys = numbers[is_entry][0::2] - dialect.index_base
-    if len(keys) and not (keys.min() >= 0 and keys.max() < MAX_FEATURE_DIM):
-        return None
-    labels = np.full(len(lines), np.nan)
-    labels[labelled] = numbers[firsts[labelled]]
-    return _Rows(lines + ordinal, counts // 2, labels, keys.astype(np.int64), numbers[is_entry][1::2])
-
-
-def _keys_and_values_alternate(
-    text: NDArray[np.uint8], starts: NDArray[np.int64], colons: NDArray[np.int64], is_inside: NDArray[np.bool_]
-) -> bool:
-    """Tell whether the numbers that begin at `starts` are key, value, key, value ..., keys of digits only."""
-    if len(starts) != 2 * len(colons) or not np.array_equal(starts[1::2], colons + 1):
-        return False
-    if not len(colons):
-        return True
-    key_starts = starts[0::2]
-    lengths = colons - key_starts
-    if not (lengths.min() > 0 and lengths.max() < 256 and is_inside[colons - 1].all()):
-        return False
-    not_digits = (text - np.uint8(ord("0")) > 9).view(np.uint8)
-    # Counted modulo 256: a field that is shorter has equal counts at both its ends only if it has none.
-    seen = np.cumsum(not_digits, dtype=np.uint8)
-    return not not_digits[key_starts].any() and bool((seen[key_starts] == seen[colons - 1]).all())
-
-
-def _numbers(block: bytes, count: int) -> NDArray[np.float64] | None:
-    """Parse the `count` numbers of a text made of nothing but numbers, colons and blanks; None if it cannot."""
-    import pyarrow as pa
-    from pyarrow import csv
-
-    if not count:
-        return np.zeros(0)
-    source = pa.BufferReader(block.translate(_TO_LINES))
-    try:  # a file of one column, whose empty lines are skipped
-        table = csv.read_csv(
-            source,
-            csv.ReadOptions(column_names=["number"], use_threads=False, block_size=len(block) + 1),
-            csv.ParseOptions(quote_char=False),
-            csv.ConvertOptions(column_types={"number": pa.float64()}, null_values=[]),
-        )
-    except pa.ArrowInvalid:
-        return None
-    numbers: NDArray[np.float64] = table["number"].to_numpy()
-    return numbers if len(numbers) == count else None
+    """Parse lines by compiled code; None when one may be bad or holds what that does not know."""
+    parser = compiled.kernels("text", len(block)) if len(block) <= MAX_LINE_BYTES else None
+    lines = parser.parse(block, **dialect._asdict()) if parser else None
+    return None if lines is None else _Rows(lines.numbers + ordinal, *lines[1:])
 
 
 def _parse_by_line(block: bytes, ordinal: int, dialect: _Dialect, report: Report) -> _Rows:

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
-from typing import IO, Any, NamedTuple
+from types import ModuleType
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from rayfm.batch import Chunk, Problem, Report, SparseBatch, raise_problem
+from rayfm.batch import MAX_FEATURE_DIM, Chunk, Problem, Report, SparseBatch, raise_problem
 from rayfm.errors import DataError
+from rayfm.formats import compiled
 from rayfm.formats.record_pb2 import Record
-from rayfm.formats.recordio_frames import count_records, read_frames, write_frame
+from rayfm.formats.recordio_frames import count_records, read_frames, walk, write_frame
+
+if TYPE_CHECKING:
+    from rayfm.kernels.records import Records
 
 __all__ = [
     "count_records",
@@ -32,6 +37,8 @@ __all__ = [
 
 BATCH_ROWS = 8192
 _MAX_CHUNK_ENTRIES = 2**20  # so that rows of any width make chunks of bounded size
+
+_LONGEST_PAUSE = 1023
 
 _WRITE_AGAIN = "Write the record again."
 
@@ -75,8 +82,19 @@ def read(
         At least one row. Its `feature_dim` is the width that the records declare, or None.
     """
     rows = _Rows(report)
-    for ordinal, payload in read_frames(file, start, stop, report=report):
-        rows.add(ordinal, payload)
+    ordinal = 0
+    for found in walk(file, start, stop, _Usual(rows, batch_rows)):
+        if not isinstance(found, bytes | DataError):
+            if rows.ordinals:
+                yield rows.take()
+            first, ordinal = ordinal, ordinal + len(found.labels)
+            yield found.chunk(np.arange(first, ordinal), report)
+            continue
+        if isinstance(found, DataError):
+            report(Problem.BAD_FRAME, ordinal, found.problem, found.remedy)
+        else:
+            rows.add(ordinal, found)
+        ordinal += 1
         if len(rows.ordinals) >= batch_rows or len(rows.keys) >= _MAX_CHUNK_ENTRIES:
             yield rows.take()
     if rows.ordinals:
@@ -111,13 +129,37 @@ def decode(body: bytes) -> Chunk:
     return chunk
 
 
+class _Usual:
+    """Takes many records at once, by a compiled parser, as long as they are as writers usually make them."""
+
+    def __init__(self, rows: _Rows, batch_rows: int) -> None:
+        self._rows, self._batch_rows = rows, batch_rows
+        self._pause = self._left = 0
+
+    def __call__(self, data: memoryview, limit: int) -> Records | None:
+        """Return what it has taken, or None; where nothing is usual, it is looked at less and less often."""
+        if self._left:
+            self._left -= 1
+            return None
+        parser = compiled.kernels("records", len(data))
+        if parser is None or (self._rows.width or 0) >= MAX_FEATURE_DIM:
+            return None
+        found: Records = parser.decode_head(np.frombuffer(data, np.uint8), limit, self._batch_rows, self._rows.width)
+        if not len(found.labels):
+            self._left = self._pause = min(2 * self._pause + 1, _LONGEST_PAUSE)
+            return None
+        self._pause = 0
+        self._rows.width = found.width
+        return found
+
+
 class _Rows:
     """Collects decoded rows until they are taken as a chunk."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
         self._record = Record()  # reused: parsing into it is cheaper than making one for each row
-        self._width: int | None = None
+        self.width: int | None = None  # of all rows so far
         self._clear()
 
     def _clear(self) -> None:
@@ -135,10 +177,10 @@ class _Rows:
         except DataError as error:
             self._report(Problem.BAD_RECORD, ordinal, error.problem, error.remedy)
             return
-        if self._width is None:
-            self._width = row.width
-        elif row.width not in (None, self._width):
-            problem = f"the record is {row.width} features wide, those before it {self._width}."
+        if self.width is None:
+            self.width = row.width
+        elif row.width not in (None, self.width):
+            problem = f"the record is {row.width} features wide, those before it {self.width}."
             self._report(Problem.WRONG_WIDTH, ordinal, problem, "All records must have the same width.")
             return
         self.ordinals.append(ordinal)
@@ -158,7 +200,7 @@ class _Rows:
             _label_array(self._labels),
             None,
             None if all(uid is None for uid in self._uids) else np.array(self._uids, dtype=object),
-            self._width,
+            self.width,
             report=self._report,
         )
         self._clear()
@@ -260,6 +302,11 @@ def write(
     if batch.weights is not None:
         raise DataError("RecordIO-protobuf has no field for weights.", "Drop them, or write Parquet.")
     width = _written_width(batch, feature_dim)
+    if batch.uids is None and not dense and not split_magic:
+        writer = compiled.kernels("record_writer", batch.size_bytes)
+        if writer is not None:
+            _write_at_once(file, writer, batch.indptr, batch.keys, batch.values, batch.labels, width)
+            return
     record = Record()
     for row in range(batch.num_rows):
         entries = slice(int(batch.indptr[row]), int(batch.indptr[row + 1]))
@@ -277,6 +324,22 @@ def write(
         if batch.uids is not None and batch.uids[row] is not None:
             record.uid = batch.uids[row]
         write_frame(file, record.SerializeToString(), split_magic=split_magic)
+
+
+def _write_at_once(
+    file: IO[bytes],
+    writer: ModuleType,
+    indptr: NDArray[Any],
+    keys: NDArray[Any],
+    values: NDArray[np.float32],
+    labels: NDArray[np.float32] | None,
+    width: int | None,
+) -> None:
+    """Write rows by compiled code, some thousands at a time."""
+    for start in range(0, len(indptr) - 1, writer.ROWS_AT_ONCE):
+        stop = min(start + writer.ROWS_AT_ONCE, len(indptr) - 1)
+        some = None if labels is None else labels[start:stop]
+        file.write(writer.encode(indptr[start : stop + 1], keys, values, some, width).data)
 
 
 def _written_width(batch: SparseBatch, feature_dim: int | None) -> int:
@@ -315,6 +378,11 @@ def write_numpy_to_dense_tensor(file: IO[bytes], array: NDArray[Any], labels: ND
     if hasattr(array, "tocsr"):
         raise TypeError("Array must be dense; write_spmatrix_to_sparse_tensor takes sparse ones.")
     _check_shapes(array.shape, labels)
+    writer = _float32_writer(array, labels)
+    if writer is not None:
+        indptr = np.arange(len(array) + 1) * array.shape[1]
+        _write_at_once(file, writer, indptr, np.empty(0, np.int32), np.ravel(array), labels, None)
+        return
     _write_tensors(file, array.dtype, ((vector, None) for vector in array), labels)
 
 
@@ -343,9 +411,24 @@ def write_spmatrix_to_sparse_tensor(file: IO[bytes], array: Any, labels: NDArray
         raise TypeError("Array must be sparse")
     _check_shapes(array.shape, labels)
     csr = array.tocsr()
+    writer = _float32_writer(csr.data, labels)
+    if writer is not None:
+        indptr = csr.indptr.astype(np.int64)
+        _write_at_once(file, writer, indptr, csr.indices, csr.data, labels, csr.shape[1])
+        return
     limits = zip(csr.indptr[:-1].tolist(), csr.indptr[1:].tolist(), strict=True)
     rows = ((csr.data[begin:end], csr.indices[begin:end]) for begin, end in limits)
     _write_tensors(file, csr.dtype, rows, labels, width=csr.shape[1])
+
+
+def _float32_writer(values: NDArray[Any], labels: NDArray[Any] | None) -> ModuleType | None:
+    """Return what writes these values at once; None where there is no such thing, or they are few.
+
+    A label that is NaN is written, where what writes at once leaves it out.
+    """
+    if values.dtype != np.float32 or (labels is not None and (labels.dtype != np.float32 or np.isnan(labels).any())):
+        return None
+    return compiled.kernels("record_writer", values.nbytes)
 
 
 def _check_shapes(shape: tuple[int, ...], labels: NDArray[Any] | None) -> None:

@@ -13,8 +13,8 @@ from the middle of a file takes more than finding the magic.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from typing import IO, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import IO, NamedTuple, Protocol, TypeVar
 
 from rayfm.batch import Problem, Report, raise_problem
 from rayfm.errors import DataError
@@ -23,7 +23,7 @@ MAGIC = b"\x0a\x23\xd7\xce"
 MAX_PART_BYTES = 2**29 - 1
 """A frame's length has 29 bits."""
 
-_READ_BYTES = 2**20
+_READ_BYTES = _TAKE_BYTES = 2**20
 _PAST_STOP_BYTES = 2**16  # a piece ends inside a record; the rest of that record is usually short
 _LOOK_BACK_BYTES = 2**16
 _CHAIN_HEADERS = 3
@@ -44,6 +44,18 @@ class _Header(NamedTuple):
     """Where the payload begins."""
     next: int
     """Where the next frame begins."""
+
+
+class Taken(Protocol):
+    """Records that were taken from the beginning of some bytes at once."""
+
+    @property
+    def stop(self) -> int:
+        """Where the first record begins that was not taken."""
+        ...
+
+
+T = TypeVar("T", bound=Taken)
 
 
 class _Window:
@@ -76,6 +88,12 @@ class _Window:
     def part(self, start: int, stop: int) -> bytearray:
         """Copy the bytes ``start:stop``, which must have been reached and not be forgotten."""
         return self._buffer[start - self._start : stop - self._start]
+
+    def rest(self, position: int, wanted: int) -> memoryview:
+        """Return the bytes from `position` on, about `wanted` of the piece; let go of them before anything is read."""
+        end = position + wanted
+        self.reaches(end if self._stop is None else min(end, self._stop))
+        return memoryview(self._buffer)[position - self._start :]
 
     def forget(self, position: int) -> None:
         """Drop what lies before `position`."""
@@ -135,11 +153,15 @@ def read_frames(
     ordinal, payload
         Number of the record among those of the piece, from 0, damaged ones included; its bytes.
     """
-    for ordinal, found in enumerate(_walk(file, start, stop)):
+    for ordinal, found in enumerate(walk(file, start, stop, _nothing)):
         if isinstance(found, DataError):
             report(Problem.BAD_FRAME, ordinal, found.problem, found.remedy)
-        else:
+        elif isinstance(found, bytes):
             yield ordinal, found
+
+
+def _nothing(data: memoryview, limit: int) -> None:
+    return None
 
 
 def count_records(file: IO[bytes], stop: int) -> int:
@@ -147,11 +169,20 @@ def count_records(file: IO[bytes], stop: int) -> int:
 
     `file` stands at its first byte and is only read forwards.
     """
-    return sum(1 for _ in _walk(file, 0, stop))
+    return sum(1 for _ in walk(file, 0, stop, _nothing))
 
 
-def _walk(file: IO[bytes], start: int, stop: int | None) -> Iterator[bytes | DataError]:
-    """Yield the payload of each record that begins in ``start:stop``, or what is wrong with its frames."""
+def walk(
+    file: IO[bytes], start: int, stop: int | None, take: Callable[[memoryview, int], T | None]
+) -> Iterator[bytes | DataError | T]:
+    """Yield the payload of each record that begins in ``start:stop``, or what is wrong with its frames.
+
+    Parameters
+    ----------
+    take
+        Called where a record begins, with the bytes from there on and how far the next records may begin. When it
+        returns something, that is yielded instead of the records before its `stop`. It must not keep the bytes.
+    """
     # Begin earlier and follow the chain up to `start`. A place in a payload that looks like a record leads back into
     # the true chain at the next record, so pieces agree even where `start` lies in a payload that holds whole frames.
     position = max(0, start - _LOOK_BACK_BYTES) // 4 * 4
@@ -162,7 +193,15 @@ def _walk(file: IO[bytes], start: int, stop: int | None) -> Iterator[bytes | Dat
         position = _find_record(window, position)
     while not window.ended(position):
         owned = position >= start
-        found: bytes | DataError
+        found: bytes | DataError | T
+        if owned:
+            limit = 2**62 if stop is None else stop - position
+            taken = take(window.rest(position, _TAKE_BYTES), limit)
+            if taken is not None:
+                position += taken.stop
+                window.forget(position)
+                yield taken
+                continue
         try:
             found, position = _read_record(window, position)
         except DataError as error:

@@ -18,13 +18,17 @@ each key and value takes a byte at least, so that arrays as long as the body hav
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any, NamedTuple
 
-from rayfm.batch import Chunk
-from rayfm.kernels.jit import kernel, read_only
+import numpy as np
+from numpy.typing import NDArray
+
+from rayfm.batch import Chunk, Report, raise_problem
+from rayfm.kernels.jit import kernel, part, read_only
+from rayfm.kernels.vectors import half_word, item, put, word
 
 UNUSUAL = -1
-_NO_WIDTH = -2
+_NO_WIDTH, _ANY_WIDTH = -2, -3
 
 _MAGIC = 0xCED7230A
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
@@ -35,6 +39,28 @@ _VALUES, _KEYS, _SHAPE = 1, 2, 3
 _VALU, _LUES = (int.from_bytes(word, "little") for word in (b"valu", b"lues"))
 
 
+class Records(NamedTuple):
+    """Rows decoded from the beginning of some bytes."""
+
+    indptr: NDArray[np.int64]
+    keys: NDArray[np.uint32]
+    values: NDArray[np.float32]
+    labels: NDArray[np.float32]  # NaN where there is none
+    width: int | None
+    stop: int
+    """Where the first record begins that was not decoded."""
+
+    def chunk(self, ordinals: NDArray[np.int64], report: Report = raise_problem) -> Chunk:
+        """Make the chunk of the rows."""
+        labels = None if np.isnan(self.labels).all() else self.labels
+        return Chunk.from_csr(ordinals, *self[:3], labels, feature_dim=self.width, report=report)
+
+
+def warm_up() -> None:
+    """Compile, or load from the cache."""
+    decode(b"")
+
+
 def decode(body: bytes) -> Chunk | None:
     """Decode the records of a whole file; None if any is unusual.
 
@@ -43,54 +69,63 @@ def decode(body: bytes) -> Chunk | None:
     chunk
         As `rayfm.formats.recordio.read` makes it, but all rows in one.
     """
-    # As long as they can become: of memory that is never written the system gives none.
-    indptr, labels = np.empty(len(body) // 8 + 1, np.int64), np.empty(len(body) // 8, np.float32)
-    keys, values = np.empty(len(body), np.uint32), np.empty(len(body), np.float32)
-    num_rows, width = read_rows(read_only(np.frombuffer(body, np.uint8)), indptr, keys, values, labels)
-    if num_rows == UNUSUAL:
+    found = decode_head(np.frombuffer(body, np.uint8), len(body), len(body), None)
+    if found.stop != len(body):
         return None
-    labels = labels[:num_rows]
-    return Chunk.from_csr(
-        np.arange(num_rows),
-        indptr[: num_rows + 1],
-        keys[: indptr[num_rows]],
-        values[: indptr[num_rows]],
-        None if np.isnan(labels).all() else labels,
-        feature_dim=None if width == _NO_WIDTH else width,
-    )
+    return found.chunk(np.arange(len(found.labels)))
+
+
+def decode_head(octets: NDArray[np.uint8], limit: int, max_rows: int, width: int | None) -> Records:
+    """Decode records from the first on, until one is unusual, ends behind the bytes, or begins at `limit` or later.
+
+    Parameters
+    ----------
+    width
+        Which all must have; None for that of the first.
+    """
+    # As long as they can become: of memory that is never written the system gives none.
+    most_rows = min(max_rows, len(octets) // 8)
+    indptr, labels = np.empty(most_rows + 1, np.int64), np.empty(most_rows, np.float32)
+    keys, values = np.empty(len(octets), np.uint32), np.empty(len(octets), np.float32)
+    known = _ANY_WIDTH if width is None else width
+    num_rows, found, stop = read_rows(read_only(octets), limit, most_rows, known, indptr, keys, values, labels)
+    entries = int(indptr[num_rows])
+    found_width = None if found < 0 else int(found)
+    return Records(indptr[: num_rows + 1], keys[:entries], values[:entries], labels[:num_rows], found_width, int(stop))
 
 
 @kernel
-def read_rows(body, indptr, keys, values, labels):  # type: ignore[no-untyped-def]
-    """Decode all records into the arrays; return how many there are, `UNUSUAL` if one is, and their width."""
+def read_rows(body, limit, max_rows, width, indptr, keys, values, labels):  # type: ignore[no-untyped-def]
+    """Decode what `decode_head` is to into the arrays; return how many records, their width, and where it ended."""
     position = row = tail = np.int64(0)  # typed, so that what they are passed to compiles once
     indptr[0] = 0
-    width = _NO_WIDTH
-    while position < len(body):
+    while position < limit and row < max_rows:
         start = position + 8
-        if start > len(body) or _word(body, position) != _MAGIC:
-            return UNUSUAL, width
-        length = _word(body, position + 4)  # and the cflag above it, which is 0 in a frame that is whole
-        position = start + (length + 3) // 4 * 4
-        if length >= 2**29 or position > len(body):
-            return UNUSUAL, width
-        count, row_width, labels[row] = _record(body, start, start + length, keys, values, tail)
-        if count == UNUSUAL or (row > 0 and row_width != width):
-            return UNUSUAL, width
+        if start > len(body) or half_word(body, position) != _MAGIC:
+            break
+        length = np.int64(half_word(body, position + 4))  # and the cflag above it, which is 0 in a frame that is whole
+        end = start + (length + 3) // 4 * 4
+        if length >= 2**29 or end > len(body):
+            break
+        count, row_width, label = _record(body, start, start + length, keys, values, tail)
+        if count == UNUSUAL or (width != _ANY_WIDTH and row_width != width):
+            break
+        labels[row] = label
+        position = end
         tail += count
         row += 1
         indptr[row] = tail
         width = row_width
-    return row, width
+    return row, width, position
 
 
-@kernel
+@part
 def _record(body, position, stop, keys, values, tail):  # type: ignore[no-untyped-def]
     """Decode a record; return the number of its entries, which begin at `tail`, its width and its label."""
     count, width, label = UNUSUAL, _NO_WIDTH, np.float32(np.nan)
     labelled = False
     while position < stop:
-        tag = body[position]
+        tag = item(body, position)
         start, position = _span(body, position + 1, stop, _LENGTH)
         if position == UNUSUAL:
             return UNUSUAL, width, label
@@ -112,13 +147,13 @@ def _record(body, position, stop, keys, values, tail):  # type: ignore[no-untype
     return count, width, label
 
 
-@kernel
+@part
 def _entry(body, position, stop):  # type: ignore[no-untyped-def]
     """Find the tensor of a map entry called "values"; return its kind and where it starts and stops."""
     named = False
     first = last = UNUSUAL
     while position < stop:
-        tag = body[position]
+        tag = item(body, position)
         start, position = _span(body, position + 1, stop, _LENGTH)
         if tag == _NAME and position != UNUSUAL and not named and _says_values(body, start, position):
             named = True
@@ -128,20 +163,20 @@ def _entry(body, position, stop):  # type: ignore[no-untyped-def]
             return UNUSUAL, 0, 0
     if not named or first == last:
         return UNUSUAL, 0, 0
-    kind = np.int64(body[first])
+    kind = np.int64(item(body, first))
     start, end = _span(body, first + 1, last, _LENGTH)
     if end != last or not (kind == _FLOAT32 or kind == _FLOAT64 or kind == _INT32):
         return UNUSUAL, 0, 0
     return kind, start, end
 
 
-@kernel
+@part
 def _says_values(body, start, stop):  # type: ignore[no-untyped-def]
     """Tell whether the bytes are "values"."""
-    return stop - start == 6 and _word(body, start) == _VALU and _word(body, start + 2) == _LUES
+    return stop - start == 6 and half_word(body, start) == _VALU and half_word(body, start + 2) == _LUES
 
 
-@kernel
+@part
 def _features(body, position, stop, kind, keys, values, tail):  # type: ignore[no-untyped-def]
     """Decode a row, sparse or dense; return the number of its entries, which begin at `tail`, and its width."""
     num_keys, num_values, width = _tensor(body, position, stop, kind, keys, values, tail)
@@ -162,14 +197,14 @@ def _features(body, position, stop, kind, keys, values, tail):  # type: ignore[n
     return count, num_values
 
 
-@kernel
+@part
 def _tensor(body, position, stop, kind, keys, values, tail):  # type: ignore[no-untyped-def]
     """Decode a tensor into the arrays from `tail` on; return its number of keys, of values, and its width."""
     num_keys = num_values = 0
     width = np.int64(_NO_WIDTH)
     own_wire = _FIXED32 if kind == _FLOAT32 else _FIXED64 if kind == _FLOAT64 else _VARINT
     while position < stop:
-        field, wire = body[position] >> 3, body[position] & 7
+        field, wire = item(body, position) >> 3, item(body, position) & 7
         start, position = _span(body, position + 1, stop, wire)  # of many elements, or of one that is not packed
         if position == UNUSUAL or not (wire == _LENGTH or wire == (own_wire if field == _VALUES else _VARINT)):
             return UNUSUAL, UNUSUAL, width
@@ -195,56 +230,81 @@ def _tensor(body, position, stop, kind, keys, values, tail):  # type: ignore[no-
     return num_keys, num_values, width
 
 
-@kernel
+@part
 def _float32s(body, position, stop, out, tail):  # type: ignore[no-untyped-def]
     count = (stop - position) // 4
     if position + count * 4 != stop:
         return UNUSUAL
-    for index in range(count):
-        value = np.uint32(_word(body, position + index * 4)).view(np.float32)
-        if np.isnan(value):  # whose bits are not kept where it becomes a Python float on the way
-            return UNUSUAL
-        out[tail + index] = value
-    return count
+    usual = True
+    for index in range(count):  # without a branch, so that it is vectorised
+        value = np.uint32(half_word(body, position + index * 4)).view(np.float32)
+        usual &= value == value
+        put(out, tail + index, value)
+    return count if usual else UNUSUAL  # the bits of NaN are not kept where it becomes a Python float on the way
 
 
-@kernel
+@part
 def _float64s(body, position, stop, out, tail):  # type: ignore[no-untyped-def]
     count = (stop - position) // 8
     if position + count * 8 != stop:
         return UNUSUAL
     for index in range(count):
         start = position + index * 8
-        exact = np.int64(_word(body, start) | _word(body, start + 4) << 32).view(np.float64)
+        exact = np.int64(word(body, start)).view(np.float64)
         value = np.float32(exact)
         if np.isnan(value) or (value == 0 and exact != 0):  # the latter is an entry of a dense row, though it is 0
             return UNUSUAL
-        out[tail + index] = value
+        put(out, tail + index, value)
     return count
 
 
-@kernel
+@part
 def _integers(body, position, stop, low, high, out, tail):  # type: ignore[no-untyped-def]
     """Read integers that must lie in ``low:high``; they are most of a sparse record, so no call is made for each."""
     count = 0
+    usual: Any = True
+    last = len(body) - 8
     while position < stop:
-        value = shift = np.int64(0)
-        byte = np.int64(0x80)
-        while byte >= 0x80:
-            if position == stop or shift > 63:
-                return UNUSUAL
-            byte = np.int64(body[position])
-            value |= (byte & 0x7F) << shift
-            position += 1
-            shift += 7
-        if not low <= value < high or (byte == 0 and shift > 7) or (byte > 1 and shift > 63):
-            return UNUSUAL
-        out[tail + count] = value
+        # By branches, which the processor takes before it has seen how long the integer is.
+        eight = word(body, position) if position <= last else np.int64(-1)
+        if eight & 0x80 == 0:
+            value, size = eight & 0x7F, 1
+        elif eight & 0x8000 == 0:
+            value, size = eight & 0x7F | eight >> 1 & 0x3F80, 2
+            usual &= value > 0x7F
+        elif eight & 0x800000 == 0:
+            value, size = eight & 0x7F | eight >> 1 & 0x3F80 | eight >> 2 & 0x1FC000, 3
+            usual &= value > 0x3FFF
+        else:
+            value, size = _long_integer(body, position, stop)
+            usual &= size != UNUSUAL
+            size = max(size, 1)
+        position += size
+        usual &= low <= value < high
+        put(out, tail + count, value)
         count += 1
-    return count
+    return count if usual and position == stop else UNUSUAL
 
 
-@kernel
+@part
+def _long_integer(body, position, stop):  # type: ignore[no-untyped-def]
+    """Return an integer and how many bytes it takes, or `UNUSUAL`."""
+    value = shift = np.int64(0)
+    byte = np.int64(0x80)
+    start = position
+    while byte >= 0x80:
+        if position == stop or shift > 63:
+            return value, UNUSUAL
+        byte = np.int64(item(body, position))
+        value |= (byte & 0x7F) << shift
+        position += 1
+        shift += 7
+    if (byte == 0 and shift > 7) or (byte > 1 and shift > 63):
+        return value, UNUSUAL
+    return value, position - start
+
+
+@part
 def _span(body, position, stop, wire):  # type: ignore[no-untyped-def]
     """Return where the content of a field starts and stops, whose tag ends at `position`."""
     start, end = position, UNUSUAL
@@ -254,28 +314,17 @@ def _span(body, position, stop, wire):  # type: ignore[no-untyped-def]
         while byte >= 0x80:
             if start >= stop or shift > 28:
                 return UNUSUAL, UNUSUAL
-            byte = np.int64(body[start])
+            byte = np.int64(item(body, start))
             length |= (byte & 0x7F) << shift
             start += 1
             shift += 7
         end = start + length if byte > 0 or shift == 7 else UNUSUAL
     elif wire == _VARINT:
         end = start + 1
-        while end < stop and body[end - 1] >= 0x80:
+        while end < stop and item(body, end - 1) >= 0x80:
             end += 1
     elif wire == _FIXED32:
         end = start + 4
     elif wire == _FIXED64:
         end = start + 8
     return start, end if end <= stop else UNUSUAL
-
-
-@kernel
-def _word(body, position):  # type: ignore[no-untyped-def]
-    """Return four bytes, little-endian."""
-    return (
-        np.int64(body[position])
-        | np.int64(body[position + 1]) << 8
-        | np.int64(body[position + 2]) << 16
-        | np.int64(body[position + 3]) << 24
-    )

@@ -10,7 +10,8 @@ from sklearn.datasets import dump_svmlight_file, load_svmlight_file
 
 from rayfm.batch import Problem, SparseBatch
 from rayfm.errors import DataError
-from rayfm.formats import libsvm
+from rayfm.formats import compiled, libsvm
+from tests.wire import assert_same_bits
 
 TEXT = (
     b"\xef\xbb\xbf1 0:0.5 7:1\n"
@@ -203,15 +204,60 @@ def test_read__refuses_a_line_without_end(monkeypatch):
         b"+1 2:+3 # c\n-1 00:1 012:2\n",
         b"1 4294967295:1\n",
         b"1e5 1:1.e-5 2:.5E+5\n",
+        b"-0 1:-0.0 2:0.0001234567890123456 3:12345678901234567 4:1e-80 5:1e80 6:9000000000000000001\n",
     ],
 )
 def test_parse_at_once__equals_parsing_by_line(text):
+    compiled.kernels("text", compiled.MIN_BYTES)
     dialect = libsvm._Dialect(0, True)
     at_once = libsvm._parse_at_once(text, 5, dialect)
     by_line = libsvm._parse_by_line(text, 5, dialect, lambda *_: pytest.fail("no line is bad"))
     assert at_once is not None
     for left, right in zip(at_once, by_line, strict=True):
-        np.testing.assert_array_equal(left, right)
+        with np.errstate(over="ignore"):
+            right = right.astype(left.dtype)
+        assert left.tobytes() == right.tobytes()
+
+
+@pytest.mark.parametrize("digits", [7, 9, 15, 16, 17, 18])
+def test_parse_at_once__rounds_like_python_and_numpy(digits):
+    compiled.kernels("text", compiled.MIN_BYTES)
+    rng = np.random.default_rng(digits)
+    texts = [f"{x:.{digits}g}" for x in rng.normal(size=3000) * 10.0 ** rng.integers(-12, 13, 3000)]
+    lines = [f"1 1:{text}\n".encode() for text in texts]
+    seen = [libsvm._parse_at_once(line, 0, libsvm._Dialect(0, True)) for line in lines]
+    taken = [(rows.values[0], np.float32(float(text))) for rows, text in zip(seen, texts, strict=True) if rows]
+    assert len(taken) > 2900
+    assert all(left == right for left, right in taken)
+
+
+def test_read__a_long_file_is_parsed_by_compiled_code_to_the_same_rows(monkeypatch):
+    rng = np.random.default_rng(6)
+    batch = SparseBatch.from_dense(
+        np.where(rng.random((4000, 30)) < 0.5, rng.normal(size=(4000, 30)), 0), rng.random(4000)
+    )
+    file = io.BytesIO()
+    libsvm.write(file, batch)
+    lines = file.getvalue().splitlines(keepends=True)
+    lines[1000] = b"1 2:nan\n"
+    lines[1001] = b"no label\n"
+    lines[3000] = b"# nothing\n\n3 4:5 # a comment\n"
+    content = b"".join(lines)
+    assert len(content) > compiled.MIN_BYTES
+
+    def everything():
+        found = []
+        report = lambda *problem: found.append(problem)  # noqa: E731
+        chunks = list(libsvm.read(io.BytesIO(content), report=report, chunk_bytes=2**18))
+        found += [ordinal for chunk in chunks for ordinal in chunk.ordinals.tolist()]
+        return found, SparseBatch.concatenate([chunk.batch for chunk in chunks])
+
+    found, rows = everything()
+    monkeypatch.setattr(libsvm, "_parse_at_once", lambda *_: None)
+    found_slowly, slow = everything()
+    assert found == found_slowly
+    assert_same_bits(rows, slow)
+    assert rows.num_rows == 3999
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from scipy import sparse
 from rayfm.batch import Problem, SparseBatch
 from rayfm.errors import DataError
 from rayfm.formats import recordio, recordio_frames
+from rayfm.formats.compiled import MIN_BYTES
 from rayfm.formats.record_pb2 import Record
 from rayfm.formats.recordio_frames import MAGIC
+from tests.wire import assert_same_bits
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recordio"
 SDK_FILES = sorted(path.stem for path in GOLDEN.glob("*.pbr"))
@@ -214,6 +216,7 @@ def test_read__cuts_chunks_by_rows():
 
 
 def test_read__cuts_chunks_of_long_rows_earlier(monkeypatch):
+    monkeypatch.setattr(recordio.compiled, "kernels", lambda *_: None)  # which takes what is in a MiB at most
     monkeypatch.setattr(recordio, "_MAX_CHUNK_ENTRIES", 4)
     chunks = list(recordio.read(io.BytesIO(frame(record([1, 2])) * 3)))
     assert [chunk.batch.num_rows for chunk in chunks] == [2, 1]
@@ -585,3 +588,108 @@ def test_sdk_writers__write_nothing_for_no_rows():
     recordio.write_numpy_to_dense_tensor(file, np.zeros((0, 3)))
     recordio.write_spmatrix_to_sparse_tensor(file, sparse.csr_matrix((0, 3)))
     assert file.getvalue() == b""
+
+
+def long_file():
+    """More than is compiled for: usual records, and some of every kind that is not."""
+    rng = np.random.default_rng(5)
+    width, rows = 100_000, 9000
+    counts = rng.integers(0, 60, rows)
+    keys = np.concatenate([np.sort(rng.choice(width, count, replace=False)) for count in counts])
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    labels = np.where(rng.random(rows) < 0.01, np.nan, rng.random(rows))
+    file = io.BytesIO()
+    recordio.write(file, SparseBatch.from_csr(indptr, keys, rng.normal(size=len(keys)), labels, feature_dim=width))
+    starts = [0]
+    content = file.getvalue()
+    while starts[-1] < len(content):
+        length = int.from_bytes(content[starts[-1] + 4 : starts[-1] + 8], "little")
+        starts.append(starts[-1] + 8 + (length + 3) // 4 * 4)
+    odd = {
+        100: frame(record([1.5], [3], [width], [1.0], uid="someone")),
+        101: frame(record([1.5, 2.5], [3, 3], [width], [1.0])),
+        3000: frame(record([1.5], [3], [width - 1], [1.0])),
+        3001: frame(b"no record"),
+        5000: b"no frame at all " * 3,
+        7000: frame(record([], [], [width], [0.0])),
+    }
+    parts = [odd.get(i, b"") + content[a:b] for i, (a, b) in enumerate(itertools.pairwise(starts))]
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 7])
+def test_read__a_long_file_is_parsed_by_compiled_code_to_the_same_rows(pieces, monkeypatch):
+    content = long_file()
+    assert len(content) > 2 * MIN_BYTES
+    bounds = [len(content) * index // pieces + (3 if 0 < index < pieces else 0) for index in range(pieces + 1)]
+
+    def everything():
+        found, batches = [], []
+        report = lambda *problem: found.append(problem)  # noqa: E731
+        for start, stop in itertools.pairwise(bounds):
+            for chunk in recordio.read(io.BytesIO(content), start, stop, report=report):
+                batches.append(chunk.batch)
+                found += chunk.ordinals.tolist()
+        return found, SparseBatch.concatenate(batches)
+
+    found, batch = everything()
+    assert recordio.compiled.kernels("records", 0) is not None
+    monkeypatch.setattr(recordio.compiled, "kernels", lambda *_: None)
+    found_slowly, slow = everything()
+    key = lambda item: (isinstance(item, tuple), item)  # noqa: E731
+    assert sorted(found, key=key) == sorted(found_slowly, key=key)
+    assert_same_bits(batch, slow)
+    assert batch.uids.tolist() == slow.uids.tolist()
+    assert batch.num_rows == 9000 + 3
+
+
+def test_read__takes_nothing_that_begins_behind_its_piece():
+    content = long_file()
+    cut = len(content) // 2
+    first, second = (
+        sum(chunk.batch.num_rows for chunk in recordio.read(io.BytesIO(content), *piece, report=lambda *_: None))
+        for piece in ((0, cut), (cut, None))
+    )
+    assert first + second == 9000 + 3
+    assert min(first, second) > 4000
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("width", [1, 127, 128, 2**14, 2**32 - 1])
+def test_write__at_once_gives_the_bytes_of_protobuf(width, labelled, monkeypatch):
+    rng = np.random.default_rng(width % 1000)
+    counts = rng.integers(0, min(width, 40) + 1, 300)
+    keys = np.concatenate([np.sort(rng.choice(min(width, 10**6), count, replace=False)) for count in counts])
+    labels = np.where(rng.random(300) < 0.3, np.nan, rng.normal(size=300)) if labelled else None
+    batch = SparseBatch.from_csr(
+        np.concatenate([[0], np.cumsum(counts)]), keys, rng.normal(size=len(keys)), labels, feature_dim=width
+    )
+
+    def written():
+        file = io.BytesIO()
+        recordio.write(file, batch.rows(0, 200))
+        recordio.write(file, batch.rows(200, 300))
+        return file.getvalue()
+
+    monkeypatch.setattr(recordio.compiled, "MIN_BYTES", 0)
+    at_once = written()
+    monkeypatch.setattr(recordio.compiled, "kernels", lambda *_: None)
+    assert at_once == written()
+
+
+@pytest.mark.parametrize("labels", [None, np.arange(5, dtype=np.float32), np.full(5, np.nan, np.float32)])
+def test_write_tensors__at_once_give_the_bytes_of_the_sdk(labels, monkeypatch):
+    matrix = np.random.default_rng(7).normal(size=(5, 4)).astype(np.float32)
+    matrix[matrix < 0] = 0
+
+    def written():
+        file = io.BytesIO()
+        recordio.write_numpy_to_dense_tensor(file, matrix, labels)
+        recordio.write_numpy_to_dense_tensor(file, np.asfortranarray(matrix), labels)
+        recordio.write_spmatrix_to_sparse_tensor(file, sparse.csc_matrix(matrix), labels)
+        return file.getvalue()
+
+    monkeypatch.setattr(recordio.compiled, "MIN_BYTES", 0)
+    at_once = written()
+    monkeypatch.setattr(recordio.compiled, "kernels", lambda *_: None)
+    assert at_once == written()
