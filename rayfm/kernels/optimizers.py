@@ -27,9 +27,6 @@ import numpy as np
 from rayfm.kernels.jit import part
 from rayfm.kernels.vectors import clipped, shrunk, square_root
 
-ADAM, ADAGRAD, FTRL, ROWWISE_ADAGRAD = 0, 1, 2, 3
-CODES = {"adam": ADAM, "adagrad": ADAGRAD, "ftrl": FTRL, "rowwise_adagrad": ROWWISE_ADAGRAD}
-
 BETA1 = np.float32(0.9)
 BETA2 = np.float32(0.999)
 REST1 = np.float32(1) - BETA1

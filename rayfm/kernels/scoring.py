@@ -15,20 +15,18 @@ from numpy.typing import NDArray
 
 from rayfm.batch import SparseBatch
 from rayfm.kernels.jit import is_finite, kernel, part, read_only
-from rayfm.kernels.tables import Table
+from rayfm.kernels.tables import Table, padded, width_of
 from rayfm.kernels.vectors import (
     Constant,
     full,
     item,
     load,
     load_first,
-    padded,
     prefetch,
     put,
     store,
     total,
     value_of,
-    width_of,
 )
 
 

@@ -10,16 +10,25 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfm.kernels.optimizers import ADAGRAD, ADAM, FTRL, ROWWISE_ADAGRAD
-from rayfm.kernels.vectors import padded
-
 Float32 = NDArray[np.float32]
+
+ADAM, ADAGRAD, FTRL, ROWWISE_ADAGRAD = 0, 1, 2, 3
+CODES = {"adam": ADAM, "adagrad": ADAGRAD, "ftrl": FTRL, "rowwise_adagrad": ROWWISE_ADAGRAD}
+
+WIDTHS = (8, 16)
+"""Widths of the vectors with which kernels compute (rayfm.kernels.vectors); more factors are several of them.
+
+Twice and four times as wide took 0.97 to 1.1 times as long for 32 and 64 factors, and 0.9 times for 128, where a
+register holds 8; each width is compiled by itself.
+"""
+
 
 SLOT, ROWWISE = 3, 1
 """Where in the head of a feature training keeps its slot (an integer), and rowwise_adagrad the one accumulator of all
 factors, as it has no first state."""
 
 _HEAD = 4
+_ROWS_MOVED = 2**16
 _CACHE_LINE = 64
 _PARTS = {ADAM: 3, ADAGRAD: 2, FTRL: 3, ROWWISE_ADAGRAD: 1}
 """V and its states: how many there are."""
@@ -45,6 +54,24 @@ class Table(NamedTuple):
     factors: Float32  # flat, of the same memory; V of feature j begins at j * step
     length: int  # rayfm.kernels.vectors.padded
     step: int
+
+
+def padded(num_factors: int) -> int:
+    """Return how many floats a row of so many factors takes, so that they are whole vectors of one of `WIDTHS`.
+
+    >>> [padded(k) for k in (1, 8, 9, 16, 17, 100)]
+    [8, 8, 16, 16, 32, 112]
+    """
+    return 8 if num_factors <= 8 else -(-num_factors // 16) * 16
+
+
+def width_of(length: int) -> int:
+    """Return of how wide vectors `length` floats are made, as `padded` returns it.
+
+    >>> [width_of(length) for length in (8, 16, 112)]
+    [8, 16, 16]
+    """
+    return min(length, 16)
 
 
 def new_table(code: int, feature_dim: int, num_factors: int) -> Table:
@@ -75,6 +102,18 @@ def second_states_in(table: Table, num_factors: int) -> Parameters:
     if table.step == _HEAD + table.length:
         return _views(table, 2, ROWWISE - _HEAD, 1)
     return _views(table, 2, table.step - _HEAD - table.length, num_factors)
+
+
+def into_parameters(table: Table, num_factors: int) -> Parameters:
+    """Turn a table into contiguous parameters, for which its own memory is used: it is no table any more."""
+    parameters = parameters_in(table, num_factors)
+    bias, linear = parameters.bias.copy(), parameters.linear.copy()
+    count = len(linear)
+    factors = table.heads[: count * num_factors].reshape(count, num_factors)
+    for start in range(0, count, _ROWS_MOVED):
+        # what is overwritten lies before what is still to be moved, as a record is longer than its factors
+        factors[start : start + _ROWS_MOVED] = parameters.factors[start : start + _ROWS_MOVED].copy()
+    return Parameters(bias, linear, factors)
 
 
 def _views(table: Table, single: int, offset: int, width: int) -> Parameters:

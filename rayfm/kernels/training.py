@@ -24,28 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayfm.kernels.jit import is_finite, kernel, part, read_only
-from rayfm.kernels.optimizers import (
-    ADAGRAD,
-    ADAM,
-    BETA1,
-    BETA2,
-    FTRL,
-    ROWWISE_ADAGRAD,
-    adagrad,
-    adam,
-    decayed,
-    ftrl,
-    ftrl_linear_term,
-)  # fmt: skip
+from rayfm.kernels.optimizers import BETA1, BETA2, adagrad, adam, decayed, ftrl, ftrl_linear_term
 from rayfm.kernels.scoring import raw_score
-from rayfm.kernels.tables import ROWWISE, SLOT, Table
+from rayfm.kernels.tables import ADAGRAD, ADAM, FTRL, ROWWISE, ROWWISE_ADAGRAD, SLOT, Table, width_of
 from rayfm.kernels.threads import add_and_fetch, fetch, meet
-from rayfm.kernels.vectors import Constant, full, item, load, prefetch, put, store, total, value_of, width_of
+from rayfm.kernels.vectors import Constant, full, item, load, prefetch, put, store, total, value_of
 
 Float32 = NDArray[np.float32]
-
-OWNED_TOGETHER = 4
-"""So many neighbouring features belong to one thread: those whose linear weights share a cache line."""
 
 _TAKEN, _BROKEN, _MET = 0, 8, 16
 """Where the counters of the threads are: apart by a cache line."""
@@ -121,7 +106,6 @@ def scratch_for(
     """
     feature_dim = len(table.heads) // table.step
     groups = threads if racing else 1
-    capacity = max(1, capacity)  # no entry is looked at, and the first one is fetched
     notes = np.zeros((threads, 0 if groups == threads else threads * capacity * 2), np.float32)
     sorted_ = np.zeros((threads, capacity * 2), np.float32)
     return Scratch(
@@ -230,8 +214,7 @@ def note(keys, values, start, stop, number, scratch, thread, threads):  # type: 
     noted_rows, noted_values = scratch.noted_rows[thread], scratch.noted_values[thread]
     capacity = scratch.capacity
     for entry in range(start, stop):
-        spread = (np.int64(item(keys, entry)) // OWNED_TOGETHER * _GOLDEN) & 0xFFFFFFFF
-        owner = (spread * threads) >> 32
+        owner = (np.int64(item(keys, entry)) * _GOLDEN & 0xFFFFFFFF) * threads >> 32
         count = item(noted, owner * 8)
         place = owner * capacity + count
         put(noted_keys, place, item(keys, entry))
@@ -591,7 +574,7 @@ def train_rows(
     Parameters
     ----------
     code
-        Which of rayfm.kernels.optimizers.CODES the table is for.
+        Which of rayfm.kernels.tables.CODES the table is for.
     steps
         Updates already made (adam's bias correction counts them).
     table, scratch

@@ -24,13 +24,6 @@ from numba.np.arrayobj import make_array
 
 from rayfm.kernels.jit import FAST
 
-WIDTHS = (8, 16)
-"""Widths of a `Row` for which kernels are made; longer rows of parameters are several of them.
-
-Twice and four times as wide took 0.97 to 1.1 times as long for 32 and 64 factors, and 0.9 times for 128, where a
-register holds 8; each width is compiled by itself.
-"""
-
 _FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _FLAGS = tuple(sorted(FAST))
 
@@ -87,24 +80,6 @@ class Row(types.Type):
 class _RowModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Row) -> None:
         super().__init__(dmm, fe_type, ir.VectorType(_FLOAT, fe_type.width))
-
-
-def padded(num_factors: int) -> int:
-    """Return how many floats a row of so many factors takes, so that it is whole rows of one of `WIDTHS`.
-
-    >>> [padded(k) for k in (1, 8, 9, 16, 17, 100)]
-    [8, 8, 16, 16, 32, 112]
-    """
-    return 8 if num_factors <= 8 else -(-num_factors // 16) * 16
-
-
-def width_of(length: int) -> int:
-    """Return the `Row` of which rows of `length` floats, as `padded` returns it, are made.
-
-    >>> [width_of(length) for length in (8, 16, 112)]
-    [8, 16, 16]
-    """
-    return min(length, 16)
 
 
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, target: Any) -> Any:

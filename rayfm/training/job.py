@@ -21,7 +21,9 @@ from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from rayfm.errors import HyperparameterError, StorageError
+from rayfm.errors import DivergenceError, HyperparameterError, ModelFileError, StorageError
+from rayfm.hyperparameters import Hyperparameters
+from rayfm.kernels.tables import Parameters
 from rayfm.model import MODEL_FILE, FactorizationMachine
 from rayfm.storage import (
     JsonLines,
@@ -254,3 +256,28 @@ class TrainingResult:
     def model(self) -> FactorizationMachine:
         """The model, read from its file."""
         return FactorizationMachine.load(self.model_uri)
+
+
+def save_model(
+    parameters: Parameters,
+    hyperparameters: Hyperparameters,
+    uris: list[str],
+    metrics: dict[str, float],
+    facts: dict[str, Any],
+) -> None:
+    """Write a trained model to each URI.
+
+    Raises
+    ------
+    DivergenceError
+        If a parameter is not finite.
+    """
+    model = FactorizationMachine.from_parameters(parameters, hyperparameters, metrics, facts)
+    try:
+        model.check_finite()
+    except ModelFileError:
+        raise DivergenceError(
+            "the parameters became NaN or infinite in the last update. Lower the rates, or scale the features."
+        ) from None
+    for uri in uris:
+        model.save(uri)

@@ -14,7 +14,7 @@ import ray
 from rayfm.kernels.tables import Parameters
 from rayfm.model import FactorizationMachine
 from rayfm.training.averaging import REACH, average, combine
-from rayfm.training.worker import WorkerSetup
+from rayfm.training.messages import WorkerSetup
 
 
 class ParameterServer:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,6 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rayfm.batch import RowRules
 from rayfm.errors import (
     DataError,
-    DivergenceError,
     HyperparameterError,
     MaxRunError,
     RayfmError,
@@ -31,15 +32,14 @@ from rayfm.errors import (
     StoppedError,
 )
 from rayfm.hyperparameters import Hyperparameters
-from rayfm.kernels.optimizers import CODES
-from rayfm.kernels.tables import Parameters, size_bytes
+from rayfm.kernels.tables import CODES, size_bytes
 from rayfm.metrics import Metric, RankingCounts, Sums, default_metric, metric_named, sums_for
-from rayfm.model import FactorizationMachine
+from rayfm.storage import local_path
 from rayfm.training import cluster, job, sources
+from rayfm.training.messages import RoundReport, WorkerSetup
 from rayfm.training.parameter_server import ParameterServer
 from rayfm.training.shard import deal
 from rayfm.training.sources import Blocks, Source
-from rayfm.training.worker import RoundReport, Worker, WorkerSetup
 
 ROUNDS_PER_EPOCH = 8
 """Averagings in an epoch of several workers; rayfm/training/averaging.py has what was measured."""
@@ -123,6 +123,7 @@ class _Best:
     epoch: int = -1
     value: float = float("nan")
     published: list[Any] = field(default_factory=list)
+    """Its parameters; empty where they are those that a lone worker has in the end."""
 
 
 class Run:
@@ -166,6 +167,7 @@ class Run:
         )
         cluster.check_size(request)
         cluster.wait_for_a_cpu(self._check_stopped)
+        threading.Thread(target=_load_worker_module).start()
         channels, feature_dim = self._read_channels()
         self._check_memory(feature_dim)
         with cluster.reserved_workers(request) as place:
@@ -267,9 +269,7 @@ class Run:
             if patience and waited >= patience and epoch + 1 < values.epochs:
                 self._emit({"event": "early stop", "epoch": epoch, "best_epoch": best.epoch, "metric": judge.name})
                 break
-        if not best.published:
-            best = _Best(values.epochs - 1, published=published or self._published_by(team))
-        return best
+        return best if best.published else _Best(values.epochs - 1, published=published)
 
     def _published_by(self, team: _Team) -> list[Any]:
         """Publish the parameters of a lone worker."""
@@ -342,23 +342,28 @@ class Run:
 
     def _finish(self, team: _Team, best: _Best, channels: dict[str, Blocks]) -> job.TrainingResult:
         """Test the best epoch's parameters and write the model."""
-        parameters: Parameters = ray.get(best.published[0])[0]
-        if not all(np.isfinite(array).all() for array in parameters):
-            raise DivergenceError(
-                "the parameters became NaN or infinite in the last update. Lower the rates, or scale the features."
-            )
         record = self._history[best.epoch]
         metrics = {name: value for name, value in record.items() if ":" in name}
         if "test" in channels:
             measured = _named("test", self._evaluate(team, "test", best.published))
             metrics.update(measured)
             self._emit({"event": "test", **measured})
-        model = FactorizationMachine.from_parameters(parameters, self._values, metrics, self._facts(best, channels))
         self._emit({"event": "upload"})
-        model.save(self.spec.directory.model_uri)
-        if self.spec.archive:
-            model.save(self.spec.directory.archive_uri)
-        return job.TrainingResult(self.spec.directory, metrics, self._history, best.epoch)
+        directory = self.spec.directory
+        uris = [directory.model_uri, *([directory.archive_uri] if self.spec.archive else [])]
+        facts = self._facts(best, channels)
+        if not best.published and self._reaches(team.workers[0], directory.uri):
+            self._wait([team.workers[0].save.remote(uris, metrics, facts)], "writing the model")
+        else:
+            published = best.published or self._published_by(team)
+            job.save_model(ray.get(published[0])[0], self._values, uris, metrics, facts)
+        return job.TrainingResult(directory, metrics, self._history, best.epoch)
+
+    def _reaches(self, worker: Any, uri: str) -> bool:
+        """Tell whether a worker writes to the same place when it writes to a URI."""
+        if local_path(uri) is None:
+            return True
+        return bool(self._wait([worker.node_id.remote()], "placing")[0] == ray.get_runtime_context().get_node_id())
 
     def _facts(self, best: _Best, channels: dict[str, Blocks]) -> dict[str, Any]:
         return {
@@ -386,6 +391,11 @@ class Run:
         self._emit_to(event, keep)
 
 
+def _load_worker_module() -> None:
+    """Bring in Numba while the channels are read, so that nobody waits for it."""
+    import_module("rayfm.training.worker")
+
+
 def _named(channel: str, measured: Mapping[str, float]) -> dict[str, float]:
     return {f"{channel}:{name}": value for name, value in measured.items()}
 
@@ -406,6 +416,8 @@ class _Team:
 
     def start(self, setup: WorkerSetup) -> None:
         """Start one worker per place of the placement group, and the server when there is anything to average."""
+        from rayfm.training.worker import Worker
+
         worker_class = ray.remote(Worker)
         self.workers = [
             worker_class.options(

@@ -72,7 +72,10 @@ def _range_of(blocks: Sequence[tuple[Any, int]], start: int, stop: int) -> list[
 
 
 class Shard:
-    """The training rows of one worker, held in memory when they fit and mapped block by block when not.
+    """The training rows of one worker.
+
+    In file order they are trained on where they lie, in the object store. Shuffled, they are copied together first if
+    they fit into memory, so that any row can follow any other; else block by block.
 
     Parameters
     ----------
@@ -81,7 +84,7 @@ class Shard:
     mini_batch_size
         Segments are cut at multiples of it.
     budget_bytes
-        Rows are copied out of the object store and kept when they take no more than this.
+        Rows are copied together when they take no more than this.
     """
 
     def __init__(self, slices: Sequence[BlockSlice], mini_batch_size: int, budget_bytes: int) -> None:
@@ -93,10 +96,9 @@ class Shard:
         self._longest = np.zeros(0, np.int64)
         for part in slices:
             self._survey(part.load())
+        self.fits_memory = self.size_bytes <= budget_bytes
         self._resident: SparseBatch | None = None
-        if self.size_bytes <= budget_bytes:
-            self._order: tuple[Any, NDArray[np.int64]] = (None, np.arange(self.num_rows))
-            self._resident = SparseBatch.concatenate([part.load() for part in slices])
+        self._order: tuple[Any, NDArray[np.int64]] = (None, np.empty(0, np.int64))
 
     def _survey(self, batch: SparseBatch) -> None:
         self.size_bytes += batch.size_bytes
@@ -109,11 +111,6 @@ class Shard:
     def max_batch_entries(self) -> int:
         """The most entries that a mini-batch can have, whatever the order of the rows."""
         return int(self._longest.sum())
-
-    @property
-    def is_resident(self) -> bool:
-        """Whether the rows are held in memory."""
-        return self._resident is not None
 
     def rows_of_round(self, round_index: int, rounds: int) -> tuple[int, int]:
         """Return the positions [start, stop) of a round: whole mini-batches, as even as they go."""
@@ -130,18 +127,29 @@ class Shard:
         rounds; None means file order. In memory, the whole shard is shuffled; block by block, the blocks are
         shuffled and the rows within each.
         """
-        if self._resident is not None:
+        if seed is not None and self.fits_memory:
+            if self._resident is None:
+                self._resident = SparseBatch.concatenate([part.load() for part in self.slices])
             yield self._resident, self._resident_order(seed)[start:stop]
             return
+        size = self.mini_batch_size
         carried: list[SparseBatch] = []
         for batch in self._streamed(start, stop, seed):
-            joined = SparseBatch.concatenate([*carried, batch])
-            whole = joined.num_rows // self.mini_batch_size * self.mini_batch_size
+            if carried:
+                missing = min(size - sum(part.num_rows for part in carried), batch.num_rows)
+                carried.append(batch.rows(0, missing))
+                batch = batch.rows(missing, batch.num_rows)
+                if sum(part.num_rows for part in carried) == size:
+                    yield SparseBatch.concatenate(carried), np.arange(size)
+                    carried = []
+            whole = batch.num_rows // size * size
             if whole:
-                yield joined, np.arange(whole)
-            carried = [joined.rows(whole, joined.num_rows)]
-        if carried and carried[0].num_rows:
-            yield carried[0], np.arange(carried[0].num_rows)
+                yield batch, np.arange(whole)
+            if whole < batch.num_rows:
+                carried.append(batch.rows(whole, batch.num_rows))
+        if carried:
+            rest = SparseBatch.concatenate(carried)
+            yield rest, np.arange(rest.num_rows)
 
     def _resident_order(self, seed: tuple[int, ...] | None) -> NDArray[np.int64]:
         if seed != self._order[0]:

@@ -6,7 +6,6 @@ A plain class, so that it can be tested and used without Ray; `run` makes an act
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,23 @@ from numpy.typing import NDArray
 
 from rayfm.batch import SparseBatch
 from rayfm.errors import DivergenceError
-from rayfm.hyperparameters import Hyperparameters
-from rayfm.kernels.optimizers import CODES
 from rayfm.kernels.scoring import score, score_by_table
-from rayfm.kernels.tables import Parameters, Table, first_states_in, new_table, parameters_in, second_states_in
+from rayfm.kernels.tables import (
+    CODES,
+    Parameters,
+    Table,
+    first_states_in,
+    into_parameters,
+    new_table,
+    parameters_in,
+    second_states_in,
+)
 from rayfm.kernels.training import Rows, Rule, Scratch, restart_ftrl, scratch_for, train_rows
 from rayfm.metrics import RankingCounts, Sums, sums_for
 from rayfm.model import draw_parameters
+from rayfm.training import job
 from rayfm.training.averaging import local_rate_scale
+from rayfm.training.messages import RoundReport, WorkerSetup
 from rayfm.training.shard import BlockSlice, Shard
 
 BATCHES_BETWEEN_METRICS = 500
@@ -32,46 +40,6 @@ MIN_ROWS_OF_A_THREAD = 64
 """Of a mini-batch: threads that work together wait for each other twice in each, which takes as long as a few rows."""
 
 NO_WEIGHTS = np.empty(0, np.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSetup:
-    """What every worker of a run is told at its start.
-
-    Attributes
-    ----------
-    threads
-        How many it may use.
-    """
-
-    hyperparameters: Hyperparameters
-    feature_dim: int
-    seed: int
-    world_size: int
-    budget_bytes: int
-    threads: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class RoundReport:
-    """What a worker says after a round.
-
-    Attributes
-    ----------
-    result
-        Reference to (its `Parameters`, the features it touched, its accumulators or None) in a list, empty when
-        nothing is averaged.
-    sums
-        Training metrics of the rows of the round, each scored before the update it took part in.
-    running
-        (mini-batch, sums since the epoch began) at every `BATCHES_BETWEEN_METRICS`-th mini-batch.
-    """
-
-    rank: int
-    num_rows: int
-    result: list[Any]
-    sums: Sums
-    running: list[tuple[int, Sums]]
 
 
 class Worker:
@@ -206,6 +174,21 @@ class Worker:
     def publish(self) -> list[Any]:
         """Put this worker's parameters into the object store; returns the reference, in a list."""
         return [ray.put((_contiguous(self._parameters), None))]
+
+    def node_id(self) -> str:
+        """Return on which node of the cluster this is."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def save(self, uris: list[str], metrics: dict[str, float], facts: dict[str, Any]) -> None:
+        """Write this worker's parameters as a model, for which their memory is used: it cannot train any more.
+
+        Raises
+        ------
+        DivergenceError
+            If a parameter is not finite.
+        """
+        parameters = into_parameters(self._table, self._num_factors)
+        job.save_model(parameters, self.setup.hyperparameters, uris, metrics, facts)
 
     def _rule_after(self, progress: float) -> Rule:
         values = self.setup.hyperparameters

@@ -20,11 +20,10 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from rayfm.kernels.jit import read_only  # noqa: E402
-from rayfm.kernels.optimizers import CODES  # noqa: E402
 from rayfm.kernels.scoring import score_by_table  # noqa: E402
-from rayfm.kernels.tables import new_table, parameters_in  # noqa: E402
+from rayfm.kernels.tables import CODES, new_table, parameters_in, width_of  # noqa: E402
 from rayfm.kernels.training import Rows, Rule, scratch_for, train_rows  # noqa: E402
-from rayfm.kernels.vectors import Constant, width_of  # noqa: E402
+from rayfm.kernels.vectors import Constant  # noqa: E402
 from tests.benchmarks import plain, workloads  # noqa: E402
 
 f4 = np.float32

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from rayfm.batch import SparseBatch
-from rayfm.kernels.optimizers import CODES
-from rayfm.kernels.tables import SLOT, Parameters, first_states_in, new_table, parameters_in, second_states_in
+from rayfm.kernels.tables import CODES, SLOT, Parameters, first_states_in, new_table, parameters_in, second_states_in
 from rayfm.kernels.training import Rows, Rule, restart_ftrl, scratch_for, train_rows
 from tests import naive
 

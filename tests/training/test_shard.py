@@ -63,10 +63,20 @@ def joined(segments):
 @pytest.mark.parametrize("budget", [10**9, 0], ids=["resident", "streamed"])
 def test_segments__file_order_in_whole_mini_batches(local_blocks, budget):
     rows = Shard(local_blocks, 4, budget)
-    assert rows.is_resident == (budget > 0)
+    assert rows.fits_memory == (budget > 0)
     parts = labels_of(rows.segments(0, 30, None))
     assert [label for part in parts for label in part] == list(range(30))
     assert all(len(part) % 4 == 0 for part in parts[:-1])
+
+
+def test_segments__copies_no_whole_mini_batch_of_a_block(local_blocks):
+    blocks = [part.load() for part in local_blocks]
+    seen = [
+        batch.num_rows if np.shares_memory(batch.values, block.values) else 0
+        for batch, order in Shard(local_blocks, 3, 10**9).segments(0, 30, None)
+        for block in blocks
+    ]
+    assert sum(seen) > 10
 
 
 @pytest.mark.parametrize("budget", [10**9, 0], ids=["resident", "streamed"])
