@@ -203,7 +203,8 @@ class Hyperparameters:
     )
 
     threads: int | None = _positive(
-        "Threads of a worker; those of its machine's CPUs that are the worker's when left out.", sagemaker=False
+        "Most threads of a worker, its CPUs when left out; it uses one for 64 rows of a mini-batch, unless they race.",
+        sagemaker=False,
     )
     hogwild: bool = _row(
         bool,

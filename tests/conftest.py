@@ -29,6 +29,7 @@ os.environ |= {
 os.environ.pop("RAY_ADDRESS", None)
 
 import boto3
+import hypothesis
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -37,6 +38,9 @@ from cryptography.x509.oid import NameOID
 from moto.server import ThreadedMotoServer
 
 BUCKET = "rayfm-test"
+
+hypothesis.settings.register_profile("rayfm", deadline=None)  # machines are busy, and kernels compile when first used
+hypothesis.settings.load_profile("rayfm")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups

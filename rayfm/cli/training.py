@@ -66,7 +66,7 @@ def _data_option(flag: str, help: str) -> Callable[[Function], Function]:
     "--worker-memory",
     type=byte_size,
     metavar="SIZE",
-    help="Rows that a worker keeps in memory, such as 4GiB; beyond that it maps them block by block.",
+    help="Rows that a worker shuffles in memory, such as 4GiB; beyond that it does so block by block.",
 )
 @click.option(
     "--instance-type",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
+from concurrent.futures import Future
 from types import ModuleType
 
 MIN_BYTES = 2**19
@@ -23,13 +24,16 @@ def kernels(name: str, size_bytes: int) -> ModuleType | None:
         return loaded
     if size_bytes < MIN_BYTES:
         return None
-    thread = threading.Thread(target=_prepare, args=(full_name,))
-    thread.start()
-    thread.join()
-    return sys.modules[full_name]
+    prepared: Future[ModuleType] = Future()
+    threading.Thread(target=_prepare, args=(full_name, prepared)).start()
+    return prepared.result()
 
 
-def _prepare(full_name: str) -> None:
-    module = importlib.import_module(full_name)
-    module.warm_up()
-    module.is_ready = True  # type: ignore[attr-defined]
+def _prepare(full_name: str, prepared: Future[ModuleType]) -> None:
+    try:
+        module = importlib.import_module(full_name)
+        module.warm_up()
+        module.is_ready = True  # type: ignore[attr-defined]
+        prepared.set_result(module)
+    except BaseException as error:
+        prepared.set_exception(error)

@@ -7,6 +7,7 @@ features and its label.
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -38,7 +39,7 @@ __all__ = [
 BATCH_ROWS = 8192
 _MAX_CHUNK_ENTRIES = 2**20  # so that rows of any width make chunks of bounded size
 
-_LONGEST_PAUSE = 1023
+_LONGEST_PAUSE, _FEW_RECORDS = 1023, 64
 
 _WRITE_AGAIN = "Write the record again."
 
@@ -119,7 +120,7 @@ def decode(body: bytes) -> Chunk:
     DataError
         The one that `read` raises.
     """
-    from rayfm.kernels import records  # brings Numba, which the tasks that read files do without
+    from rayfm.kernels import records
 
     chunk = records.decode(body)
     if chunk is None:
@@ -145,12 +146,12 @@ class _Usual:
         if parser is None or (self._rows.width or 0) >= MAX_FEATURE_DIM:
             return None
         found: Records = parser.decode_head(np.frombuffer(data, np.uint8), limit, self._batch_rows, self._rows.width)
+        few = len(found.labels) < min(_FEW_RECORDS, self._batch_rows)
+        self._left = self._pause = min(2 * self._pause + 1, _LONGEST_PAUSE) if few else 0
         if not len(found.labels):
-            self._left = self._pause = min(2 * self._pause + 1, _LONGEST_PAUSE)
             return None
-        self._pause = 0
         self._rows.width = found.width
-        return found
+        return found.copied()
 
 
 class _Rows:
@@ -335,11 +336,24 @@ def _write_at_once(
     labels: NDArray[np.float32] | None,
     width: int | None,
 ) -> None:
-    """Write rows by compiled code, some thousands at a time."""
-    for start in range(0, len(indptr) - 1, writer.ROWS_AT_ONCE):
-        stop = min(start + writer.ROWS_AT_ONCE, len(indptr) - 1)
+    """Write rows by compiled code, about `_MAX_CHUNK_ENTRIES` at a time.
+
+    Raises
+    ------
+    DataError
+        If a record would be too long.
+    """
+    entries = int(indptr[-1] - indptr[0])
+    ends = np.arange(1, entries // _MAX_CHUNK_ENTRIES + 1) * _MAX_CHUNK_ENTRIES + indptr[0]
+    rows = [0, *range(BATCH_ROWS, len(indptr) - 1, BATCH_ROWS), len(indptr) - 1]
+    for start, stop in itertools.pairwise(np.unique([*rows, *np.searchsorted(indptr, ends)]).tolist()):
         some = None if labels is None else labels[start:stop]
-        file.write(writer.encode(indptr[start : stop + 1], keys, values, some, width).data)
+        encoded = writer.encode(indptr[start : stop + 1], keys, values, some, width)
+        if encoded is None:
+            raise DataError(
+                f"a record must have less than 2**29 bytes, got one in rows {start + 1} to {stop}.", "Split the row."
+            )
+        file.write(encoded.data)
 
 
 def _written_width(batch: SparseBatch, feature_dim: int | None) -> int:

@@ -153,15 +153,11 @@ def read_frames(
     ordinal, payload
         Number of the record among those of the piece, from 0, damaged ones included; its bytes.
     """
-    for ordinal, found in enumerate(walk(file, start, stop, _nothing)):
+    for ordinal, found in enumerate(walk(file, start, stop)):
         if isinstance(found, DataError):
             report(Problem.BAD_FRAME, ordinal, found.problem, found.remedy)
         elif isinstance(found, bytes):
             yield ordinal, found
-
-
-def _nothing(data: memoryview, limit: int) -> None:
-    return None
 
 
 def count_records(file: IO[bytes], stop: int) -> int:
@@ -169,11 +165,11 @@ def count_records(file: IO[bytes], stop: int) -> int:
 
     `file` stands at its first byte and is only read forwards.
     """
-    return sum(1 for _ in walk(file, 0, stop, _nothing))
+    return sum(1 for _ in walk(file, 0, stop))
 
 
 def walk(
-    file: IO[bytes], start: int, stop: int | None, take: Callable[[memoryview, int], T | None]
+    file: IO[bytes], start: int, stop: int | None, take: Callable[[memoryview, int], T | None] | None = None
 ) -> Iterator[bytes | DataError | T]:
     """Yield the payload of each record that begins in ``start:stop``, or what is wrong with its frames.
 
@@ -194,7 +190,7 @@ def walk(
     while not window.ended(position):
         owned = position >= start
         found: bytes | DataError | T
-        if owned:
+        if owned and take is not None:
             limit = 2**62 if stop is None else stop - position
             taken = take(window.rest(position, _TAKE_BYTES), limit)
             if taken is not None:

@@ -6,6 +6,8 @@ float32_tensor (values, and for sparse rows keys and shape), and whose label is 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,43 +23,46 @@ _LABEL = b"\x12\x12" + _NAME + b"\x12\x08\x12\x06\x0a\x04"
 _NAME_BYTES, _LABEL_BYTES = len(_NAME), len(_LABEL) + 4
 _NAME_ARRAY, _LABEL_ARRAY = np.frombuffer(_NAME, np.uint8), np.frombuffer(_LABEL, np.uint8)
 
-_ROW_BYTES, _ENTRY_BYTES = 128, 4 + 10
-"""More than a row takes beside its entries, and more than one of these takes."""
-ROWS_AT_ONCE = 4096
+_ROW_BYTES, _ENTRY_BYTES = 128, 4 + 5
+"""More than a row takes beside its entries, and as much as one of these takes: a float and an integer of 32 bits."""
+_TOO_LONG = -1
 
 
 def warm_up() -> None:
     """Compile, or load from the cache."""
-    zero = np.zeros(1, np.float32)
-    encode(np.zeros(2, np.int64), np.zeros(0, np.uint64), zero[:0], zero, 1)
+    encode(np.zeros(2, np.int64), np.zeros(0, np.uint32), np.zeros(0, np.float32), None, 1)
 
 
 def encode(
     indptr: NDArray[np.int64],
-    keys: NDArray[np.uint64],
+    keys: NDArray[np.integer[Any]],
     values: NDArray[np.float32],
     labels: NDArray[np.float32] | None,
     width: int | None,
-) -> NDArray[np.uint8]:
-    """Return the records of rows in CSR form.
+) -> NDArray[np.uint8] | None:
+    """Return the records of rows in CSR form; None if one is longer than a frame can be.
 
     Parameters
     ----------
+    keys
+        Less than 2**32.
     labels
         Shape (num_rows,), NaN where a row has none.
     width
         Of sparse rows. None: the rows are dense, and `keys` is not looked at.
     """
     first, last = int(indptr[0]), int(indptr[-1])
-    out = np.empty((len(indptr) - 1) * _ROW_BYTES + (last - first) * _ENTRY_BYTES, np.uint8)
-    labels = np.full(len(indptr) - 1, np.nan, np.float32) if labels is None else labels
-    arrays = [read_only(np.ascontiguousarray(array)) for array in (indptr, keys, values, labels)]
-    return out[: write_rows(*arrays, -1 if width is None else width, out)]
+    out = np.empty((len(indptr) - 1) * _ROW_BYTES + (last - first) * (4 if width is None else _ENTRY_BYTES), np.uint8)
+    labels = np.full(len(indptr) - 1, np.nan, np.float32) if labels is None else np.ascontiguousarray(labels)
+    keys = np.ascontiguousarray(keys[first:last], np.uint32)
+    arrays = [read_only(array) for array in (indptr - first, keys, np.ascontiguousarray(values[first:last]), labels)]
+    size = write_rows(*arrays, -1 if width is None else width, out)
+    return None if size == _TOO_LONG else out[:size]
 
 
 @kernel
 def write_rows(indptr, keys, values, labels, width, out):  # type: ignore[no-untyped-def]
-    """Write rows to `out`; return how many bytes they take. A negative width says that they are dense."""
+    """Write rows to `out`; return how many bytes they take, or `_TOO_LONG`. Of dense rows the width is negative."""
     position = np.int64(0)
     for row in range(len(indptr) - 1):
         start, stop = item(indptr, row), item(indptr, row + 1)
@@ -72,6 +77,8 @@ def write_rows(indptr, keys, values, labels, width, out):  # type: ignore[no-unt
         features = _NAME_BYTES + _field_size(value)
         label = item(labels, row)
         length = _field_size(features) + (_LABEL_BYTES if label == label else 0)
+        if length >= 2**29:
+            return np.int64(_TOO_LONG)
 
         put_half_word(out, position, _MAGIC)
         put_half_word(out, position + 4, length)

@@ -1,4 +1,4 @@
-"""RecordIO-protobuf from bytes to rows without an object per record: the requests of endpoints as writers make them.
+"""RecordIO-protobuf from bytes to rows without an object per record, as writers make them.
 
 Frames are those of `rayfm.formats.recordio_frames`, the records in them messages of ``rayfm/formats/record.proto``::
 
@@ -50,6 +50,11 @@ class Records(NamedTuple):
     stop: int
     """Where the first record begins that was not decoded."""
 
+    def copied(self) -> Records:
+        """Return the rows in arrays of their own length; these have memory for as many as there might have been."""
+        arrays = self.indptr.copy(), self.keys.copy(), self.values.copy(), self.labels.copy()
+        return Records(*arrays, self.width, self.stop)
+
     def chunk(self, ordinals: NDArray[np.int64], report: Report = raise_problem) -> Chunk:
         """Make the chunk of the rows."""
         labels = None if np.isnan(self.labels).all() else self.labels
@@ -91,7 +96,8 @@ def decode_head(octets: NDArray[np.uint8], limit: int, max_rows: int, width: int
     num_rows, found, stop = read_rows(read_only(octets), limit, most_rows, known, indptr, keys, values, labels)
     entries = int(indptr[num_rows])
     found_width = None if found < 0 else int(found)
-    return Records(indptr[: num_rows + 1], keys[:entries], values[:entries], labels[:num_rows], found_width, int(stop))
+    labels = labels[:num_rows]
+    return Records(indptr[: num_rows + 1], keys[:entries], values[:entries], labels, found_width, int(stop))
 
 
 @kernel

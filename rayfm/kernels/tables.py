@@ -15,7 +15,7 @@ Float32 = NDArray[np.float32]
 ADAM, ADAGRAD, FTRL, ROWWISE_ADAGRAD = 0, 1, 2, 3
 CODES = {"adam": ADAM, "adagrad": ADAGRAD, "ftrl": FTRL, "rowwise_adagrad": ROWWISE_ADAGRAD}
 
-WIDTHS = (8, 16)
+_NARROW, _WIDE = 8, 16
 """Widths of the vectors with which kernels compute (rayfm.kernels.vectors); more factors are several of them.
 
 Twice and four times as wide took 0.97 to 1.1 times as long for 32 and 64 factors, and 0.9 times for 128, where a
@@ -57,12 +57,12 @@ class Table(NamedTuple):
 
 
 def padded(num_factors: int) -> int:
-    """Return how many floats a row of so many factors takes, so that they are whole vectors of one of `WIDTHS`.
+    """Return how many floats a row of so many factors takes, so that they are whole vectors.
 
     >>> [padded(k) for k in (1, 8, 9, 16, 17, 100)]
     [8, 8, 16, 16, 32, 112]
     """
-    return 8 if num_factors <= 8 else -(-num_factors // 16) * 16
+    return _NARROW if num_factors <= _NARROW else -(-num_factors // _WIDE) * _WIDE
 
 
 def width_of(length: int) -> int:
@@ -71,7 +71,7 @@ def width_of(length: int) -> int:
     >>> [width_of(length) for length in (8, 16, 112)]
     [8, 16, 16]
     """
-    return min(length, 16)
+    return min(length, _WIDE)
 
 
 def new_table(code: int, feature_dim: int, num_factors: int) -> Table:

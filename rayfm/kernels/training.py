@@ -70,15 +70,16 @@ class Rule(NamedTuple):
 class Scratch(NamedTuple):
     """What mini-batches are worked on with; it holds nothing between them but `touched`.
 
-    A group is the threads that share a mini-batch. m is the most rows of one, capacity the most entries.
+    A group is the threads that share a mini-batch. m is the most rows of one, capacity the most entries, noted_capacity
+    the most of one thread.
     """
 
     errors: Float32  # (groups, m)    e of each row
-    sums: Float32  # (groups, (m + 1) * length)    Σ V x of each row
+    sums: Float32  # (groups, m * length)    Σ V x of each row
     slots: NDArray[np.int32]  # (groups, feature_dim), or () for the place in the table    1 + slot of a feature, or 0
     noted: NDArray[np.int64]  # (threads, threads * 8)    number of entries that a thread has for an owner
-    noted_keys: NDArray[np.uint32]  # (threads, threads * capacity)    those entries
-    noted_rows: NDArray[np.int32]  # (threads, threads * capacity * 2)    at even places, their rows in the mini-batch
+    noted_keys: NDArray[np.uint32]  # (threads, threads * noted_capacity)    those entries
+    noted_rows: NDArray[np.int32]  # (threads, threads * noted_capacity * 2)    at even places, their rows
     noted_values: Float32  # the same memory, at odd places
     entry_slots: NDArray[np.int32]  # (threads, capacity)    of an owner's entries
     features: NDArray[np.uint32]  # (threads, capacity)    of its slots
@@ -89,11 +90,18 @@ class Scratch(NamedTuple):
     totals: NDArray[np.float64]  # (threads, 8)    sum of second states
     counters: NDArray[np.int64]  # (24,)
     touched: NDArray[np.uint8]  # (feature_dim,) or (0,)    features of all mini-batches since its owner cleared it
-    capacity: int
+    noted_capacity: int
 
 
 def scratch_for(
-    table: Table, threads: int, mini_batch_size: int, capacity: int, *, racing: bool = False, is_shared: bool = False
+    table: Table,
+    threads: int,
+    mini_batch_size: int,
+    capacity: int,
+    noted_capacity: int | None = None,
+    *,
+    racing: bool = False,
+    is_shared: bool = False,
 ) -> Scratch:
     """Allocate what threads need.
 
@@ -101,16 +109,19 @@ def scratch_for(
     ----------
     capacity
         The most entries that a mini-batch has.
+    noted_capacity
+        The most that a thread's part of one has, when threads work together; `capacity` when left out.
     is_shared
         Gather the touched features.
     """
     feature_dim = len(table.heads) // table.step
     groups = threads if racing else 1
-    notes = np.zeros((threads, 0 if groups == threads else threads * capacity * 2), np.float32)
+    noted_capacity = 0 if groups == threads else capacity if noted_capacity is None else noted_capacity
+    notes = np.zeros((threads, threads * noted_capacity * 2), np.float32)
     sorted_ = np.zeros((threads, capacity * 2), np.float32)
     return Scratch(
         np.zeros((groups, mini_batch_size), np.float32),
-        np.zeros((groups, (mini_batch_size + 1) * table.length), np.float32),
+        np.zeros((groups, mini_batch_size * table.length), np.float32),
         np.zeros((groups, feature_dim), np.int32) if racing else table.heads.view(np.int32).reshape(1, -1),
         np.zeros((threads, threads * 8), np.int64),
         np.zeros((threads, notes.shape[1] // 2), np.uint32),
@@ -125,7 +136,7 @@ def scratch_for(
         np.zeros((threads, 8), np.float64),
         np.zeros(24, np.int64),
         np.zeros(feature_dim if is_shared else 0, np.uint8),
-        capacity,
+        noted_capacity,
     )
 
 
@@ -212,7 +223,7 @@ def note(keys, values, start, stop, number, scratch, thread, threads):  # type: 
     """Note the entries of a row for the owners of their features."""
     noted, noted_keys = scratch.noted[thread], scratch.noted_keys[thread]
     noted_rows, noted_values = scratch.noted_rows[thread], scratch.noted_values[thread]
-    capacity = scratch.capacity
+    capacity = scratch.noted_capacity
     for entry in range(start, stop):
         owner = (np.int64(item(keys, entry)) * _GOLDEN & 0xFFFFFFFF) * threads >> 32
         count = item(noted, owner * 8)
@@ -231,7 +242,7 @@ def enter_noted(table, scratch, owner, threads):  # type: ignore[no-untyped-def]
     step, at = slot_place(slots, table)
     touched, entries = np.int64(0), 0
     for source in range(threads):
-        keys, first = scratch.noted_keys[source], owner * scratch.capacity
+        keys, first = scratch.noted_keys[source], owner * scratch.noted_capacity
         last = first + scratch.noted[source, owner * 8] - 1
         for entry in range(first, last + 1):
             prefetch(slots, np.int64(item(keys, min(entry + _ENTRIES_AHEAD, last))) * step + at)
@@ -270,7 +281,7 @@ def sort_entries(rows, order, begin, end, entries, touched, scratch, thread, thr
         return
     for source in range(threads):
         noted_rows, noted_values = scratch.noted_rows[source], scratch.noted_values[source]
-        first = thread * scratch.capacity
+        first = thread * scratch.noted_capacity
         for entry in range(first, first + scratch.noted[source, thread * 8]):
             slot = item(entry_slots, entries)
             place = np.int64(item(ends, slot))
@@ -299,7 +310,7 @@ def update_single(code, values, at, g, records, lr, wd, l1, rule):  # type: igno
 
 @part
 def update_factors(width, code, table, j, pairs, gradient, square, records, lr, wd, l1, rule):  # type: ignore[no-untyped-def]
-    """Update the factors of feature `j`; return a Row whose numbers add up to their second states.
+    """Update the factors of feature `j`; return a Row that is finite as long as their second states are.
 
     Σ e x Σ V x is `pairs`, and for factors behind those of the first Row in `gradient`, at their place.
     """

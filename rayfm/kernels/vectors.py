@@ -360,6 +360,5 @@ for _operation, _instruction in (
     (operator.mul, "fmul"),
     (operator.truediv, "fdiv"),
     (operator.iadd, "fadd"),
-    (operator.isub, "fsub"),
 ):
     _arithmetic(_operation, _instruction)

@@ -66,7 +66,7 @@ class FactorizationMachines(HasHyperparameters, HasTrainingJob):
     read_options
         How files are read.
     worker_memory_bytes
-        A worker keeps its rows in memory when they take no more than this.
+        Shuffled rows are copied together in a worker when they take no more than this, else shuffled block by block.
     keywords
         The other hyperparameters, and the keywords of SageMaker's base class by their names in
         version 1 or 2 of the SDK: `rayfm.sagemaker.keywords` lists what each does here.

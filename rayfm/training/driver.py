@@ -77,7 +77,7 @@ def submit(
     options
         How files are read.
     worker_memory_bytes
-        A worker keeps its rows in memory when they take no more than this.
+        Shuffled rows are copied together in a worker when they take no more than this, else shuffled block by block.
     archive
         Write the model in SageMaker's layout too, as ``output/model.tar.gz``.
     max_run_s

@@ -15,6 +15,8 @@ class WorkerSetup:
 
     Attributes
     ----------
+    budget_bytes
+        Rows are copied together to be shuffled when they take no more than this.
     threads
         How many it may use.
     """

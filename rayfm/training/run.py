@@ -9,6 +9,7 @@ Everything that it creates is removed when it ends, however it ends.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import threading
@@ -63,12 +64,12 @@ class RunSpec:
     oversubscribe
         Let workers share CPUs, as on the embedded Ray.
     worker_memory_bytes
-        A worker keeps its rows in its own memory when they take no more than this, and maps them from the object
-        store block by block when they do. None: half of a worker's part of its node's memory.
+        A worker that shuffles copies its rows together when they take no more than this, and shuffles block by block
+        when they do; in file order they stay in the object store. None: half of its part of its node's memory.
     round_timeout_s
         Deadline of one round of all workers.
     worker_cpus
-        CPUs of a worker; None divides those of the cluster.
+        CPUs of a worker; None for one, or for a part of one where there are more workers than CPUs.
     worker_reserved_bytes
         Memory that a node must have for each worker, by Ray's count; 0 asks for none.
     archive
@@ -199,9 +200,11 @@ class Run:
         return channels, feature_dim
 
     def _check_memory(self, feature_dim: int) -> None:
-        """Refuse a model that cannot fit a worker, with its optimizer's states and a copy of what is published."""
-        code, num_factors = CODES[self._values.optimizer], self._values.num_factors
-        needed = size_bytes(code, feature_dim, num_factors) + 4 * feature_dim * (num_factors + 1)
+        """Refuse a model that cannot fit a worker, with its optimizer's states and copies of what is published."""
+        values, alone = self._values, self.spec.world_size == 1
+        copies = 1 if alone or values.optimizer == "adam" else 2
+        needed = size_bytes(CODES[values.optimizer], feature_dim, values.num_factors)
+        needed += 4 * feature_dim * (copies * (values.num_factors + 1) + (values.threads or 1) * values.hogwild)
         room = cluster.memory_of_a_worker(self.spec.world_size)
         if needed > room:
             raise ResourceError(
@@ -353,7 +356,8 @@ class Run:
         uris = [directory.model_uri, *([directory.archive_uri] if self.spec.archive else [])]
         facts = self._facts(best, channels)
         if not best.published and self._reaches(team.workers[0], directory.uri):
-            self._wait([team.workers[0].save.remote(uris, metrics, facts)], "writing the model")
+            # without a deadline, and not to be stopped: what is trained is not thrown away half-written
+            cluster.wait_for([team.workers[0].save.remote(uris, metrics, facts)], math.inf, "writing the model")
         else:
             published = best.published or self._published_by(team)
             job.save_model(ray.get(published[0])[0], self._values, uris, metrics, facts)
@@ -411,8 +415,8 @@ class _Team:
     @property
     def threads(self) -> int:
         """How many threads each worker has CPUs for: those of this machine where it is shared, else its own."""
-        shared = len(os.sched_getaffinity(0)) // self._spec.world_size
-        return max(1, shared if self._spec.oversubscribe else int(self._cpus))
+        machine = min(len(os.sched_getaffinity(0)), int(cluster.cluster_cpus()))  # Ray knows a container's limit
+        return max(1, machine // self._spec.world_size if self._spec.oversubscribe else int(self._cpus))
 
     def start(self, setup: WorkerSetup) -> None:
         """Start one worker per place of the placement group, and the server when there is anything to average."""

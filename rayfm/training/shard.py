@@ -107,10 +107,9 @@ class Shard:
         values = batch.values[batch.indptr[0] : batch.indptr[-1]]
         self.largest_value = max(self.largest_value, float(np.abs(values).max(initial=0)))
 
-    @property
-    def max_batch_entries(self) -> int:
-        """The most entries that a mini-batch can have, whatever the order of the rows."""
-        return int(self._longest.sum())
+    def most_entries(self, rows: int) -> int:
+        """Return the most entries that so many rows of a mini-batch can have, whatever the order of the rows."""
+        return int(self._longest[-rows:].sum()) if rows else 0
 
     def rows_of_round(self, round_index: int, rounds: int) -> tuple[int, int]:
         """Return the positions [start, stop) of a round: whole mini-batches, as even as they go."""

@@ -13,7 +13,7 @@ import ray
 from numpy.typing import NDArray
 
 from rayfm.batch import SparseBatch
-from rayfm.errors import DivergenceError
+from rayfm.errors import DivergenceError, HyperparameterError
 from rayfm.kernels.scoring import score, score_by_table
 from rayfm.kernels.tables import (
     CODES,
@@ -38,6 +38,9 @@ BATCHES_BETWEEN_METRICS = 500
 
 MIN_ROWS_OF_A_THREAD = 64
 """Of a mini-batch: threads that work together wait for each other twice in each, which takes as long as a few rows."""
+
+MAX_BATCH_ENTRIES = 2**31 - 1
+"""Kernels count them in 32 bits."""
 
 NO_WEIGHTS = np.empty(0, np.float32)
 
@@ -81,7 +84,7 @@ class Worker:
         draw_parameters(self._parameters, values, setup.seed)
         self._rule = self._rule_after(0.0)
         self._restart()
-        self._scratch = self._new_scratch(self._table, self._shard.max_batch_entries)
+        self._scratch = self._new_scratch(self._table, self._shard)
         return self._shard.num_rows
 
     def warm_up(self) -> None:
@@ -89,21 +92,27 @@ class Worker:
         indptr, keys, values = np.zeros(2, np.int64), np.empty(0, np.uint32), np.empty(0, np.float32)
         label, raw = np.zeros(1, np.float32), np.zeros(1, np.float32)
         rows, table = Rows(indptr, keys, values, label, NO_WEIGHTS), self._new_table(1)
-        self._train_rows(rows, np.zeros(1, np.int64), 0, table, self._new_scratch(table, 0), raw)
-        batch = SparseBatch(indptr, keys, values)
-        score_by_table(batch, table, self._num_factors)
-        score(batch, *(np.ascontiguousarray(array) for array in parameters_in(table, self._num_factors)))
+        self._train_rows(rows, np.zeros(1, np.int64), 0, table, self._new_scratch(table, Shard([], 1, 0)), raw)
+        score_by_table(SparseBatch(indptr, keys, values), table, self._num_factors)
 
     def _new_table(self, feature_dim: int) -> Table:
         return new_table(self._code, feature_dim, self._num_factors)
 
-    def _new_scratch(self, table: Table, capacity: int) -> Scratch:
+    def _new_scratch(self, table: Table, shard: Shard) -> Scratch:
         values = self.setup.hyperparameters
+        rows = min(values.mini_batch_size, max(1, shard.num_rows))
+        entries = shard.most_entries(rows)
+        if entries > MAX_BATCH_ENTRIES:
+            raise HyperparameterError(
+                f"mini_batch_size must be such that a mini-batch has <= {MAX_BATCH_ENTRIES} nonzeros, got {rows} with "
+                f"{entries}."
+            )
         return scratch_for(
             table,
             self._threads,
-            min(values.mini_batch_size, max(1, self._shard.num_rows)),
-            capacity,
+            rows,
+            entries,
+            shard.most_entries(-(-rows // self._threads)),
             racing=values.hogwild,
             is_shared=self.setup.world_size > 1,
         )

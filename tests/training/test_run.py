@@ -70,13 +70,17 @@ def same_bits(one, other):
     assert one.model.bias == other.model.bias
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "ftrl"])
-def test_train__learns_the_planted_model(tmp_path, optimizer):
+@pytest.mark.parametrize(
+    ("optimizer", "workers"), [("adam", 1), ("adagrad", 1), ("ftrl", 1), ("rowwise_adagrad", 1), ("rowwise_adagrad", 2)]
+)
+def test_train__learns_the_planted_model(tmp_path, optimizer, workers):
     features, labels = problem()
     rates = {"bias_lr": 0.1, "linear_lr": 0.1, "factors_lr": 0.1}
     if optimizer == "adam":
         rates = {"linear_lr": 0.02, "factors_lr": 0.02, "factors_init_sigma": 0.1}
-    result = fit(tmp_path, features, labels, epochs=40, optimizer=optimizer, test=problem(seed=0), **rates)
+    result = fit(
+        tmp_path, features, labels, workers=workers, epochs=40, optimizer=optimizer, test=problem(seed=0), **rates
+    )
     assert result.metrics["test:rmse"] < 0.35 * labels.std()
     assert len(result.history) == 40
 
@@ -88,6 +92,14 @@ def test_train__same_seed_same_bits(tmp_path, workers):
     same_bits(*runs)
     other = fit(tmp_path, features, labels, "c", workers, epochs=2, shuffle=True, seed=6)
     assert (other.model.factors != runs[0].model.factors).any()
+
+
+def test_train__any_number_of_threads_gives_the_same_bits(tmp_path):
+    features, labels = problem()
+    one, three = (fit(tmp_path, features, labels, str(n), threads=n, mini_batch_size=200) for n in (1, 3))
+    same_bits(one, three)
+    racing = fit(tmp_path, features, labels, "racing", threads=2, hogwild=True, mini_batch_size=1, factors_lr=0.02)
+    assert racing.metrics["train:rmse"] < labels.std()
 
 
 def test_train__an_unseeded_run_records_its_seed_and_can_be_repeated(tmp_path):
