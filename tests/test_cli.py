@@ -110,7 +110,7 @@ def test_train__has_an_option_for_every_hyperparameter():
     for name, row in HYPERPARAMETERS.items():
         assert f"  --{name.replace('_', '-')} " in text
         assert " ".join(row.meaning.split()) in " ".join(text.split())
-    assert "0.1 (adam), 0.05 (adagrad, ftrl)" in " ".join(text.split())
+    assert "0.1 (adam), 0.05 (adagrad, ftrl, rowwise_adagrad)" in " ".join(text.split())
     assert "[binary_classifier|regressor]" in text
 
 
