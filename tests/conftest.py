@@ -45,14 +45,15 @@ hypothesis.settings.load_profile("rayfm")
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items):
-    """Have two processes, each with a Ray of its own: one for the tests of endpoints, one for all others of Ray.
+    """Keep all tests of the session's Ray in one process, so that there is one Ray; others run beside them.
 
-    Tests without Ray run wherever there is time.
+    Those of endpoints come last, because Ray Serve takes half a core from when it is started on, and because others
+    start a Serve of their own: two at once on a machine are in each other's way.
     """
+    items.sort(key=lambda item: "serve" in getattr(item, "fixturenames", ()))
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        if "ray_cluster" in fixtures:
-            item.add_marker(pytest.mark.xdist_group("serve" if "serve" in fixtures else "ray"))
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session")
