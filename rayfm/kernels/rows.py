@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfm.kernels.jit import is_finite, kernel
-from rayfm.kernels.scoring import model_arguments, probability, raw_scores
+from rayfm.kernels.jit import is_finite, kernel, read_only
+from rayfm.kernels.scoring import probability, raw_scores
+from rayfm.kernels.tables import WIDTHS, padded, width_of
+from rayfm.kernels.vectors import constant
 
 
 @kernel
@@ -49,20 +54,28 @@ def pack(indptr, keys, values, feature_dim, out_indptr, out_keys, out_values):  
     return count, increasing
 
 
-@kernel
-def pack_and_score(width, indptr, keys, values, model, is_probability, out_indptr, out_keys, out_values, out):  # type: ignore[no-untyped-def]
-    """Score the rows that `pack` copies into `out`; tells whether every one was usual, and its score finite."""
-    w0, linear, linear_step, rows, step, k = model
-    count, increasing = pack(indptr, keys, values, len(linear), out_indptr, out_keys, out_values)
-    if count < 0 or not increasing:
-        return False
-    raw_scores(width, out_indptr, out_keys, out_values, w0, linear, linear_step, rows, step, k, out)
-    usual = True
-    for row in range(len(out)):
-        if is_probability:
-            out[row] = probability(out[row])
-        usual &= is_finite(out[row])
-    return usual
+def _pack_and_score(number: int) -> Callable[..., Any]:
+    """Return the kernel for models whose factors are taken `number` at a time."""
+
+    @kernel
+    def pack_and_score(indptr, keys, values, w0, w, V, is_probability, out_indptr, out_keys, out_values, out):  # type: ignore[no-untyped-def]
+        """Score the rows that `pack` copies into `out`; tells whether every one was usual, and its score finite."""
+        count, increasing = pack(indptr, keys, values, len(w), out_indptr, out_keys, out_values)
+        if count < 0 or not increasing:
+            return False
+        k = V.shape[1]
+        raw_scores(constant(number), out_indptr, out_keys, out_values, w0, w, 1, V.reshape(V.size), k, k, out)
+        usual = True
+        for row in range(len(out)):
+            if is_probability:
+                out[row] = probability(out[row])
+            usual &= is_finite(out[row])
+        return usual
+
+    return pack_and_score
+
+
+_KERNELS = {number: _pack_and_score(number) for number in WIDTHS}
 
 
 def empty_rows(
@@ -83,6 +96,6 @@ def score_usual(
 ) -> NDArray[np.float32] | None:
     """Return the score of every row, shape (num_rows,), or None where a row must be looked at more closely."""
     out = np.empty(len(indptr) - 1, np.float32)
-    width, model = model_arguments(bias, linear, factors)
-    packed = empty_rows(indptr, keys)
-    return out if pack_and_score(width, indptr, keys, values, model, is_probability, *packed, out) else None
+    pack_and_score = _KERNELS[width_of(padded(factors.shape[1]))]
+    model = np.float32(bias), read_only(linear), read_only(factors), is_probability
+    return out if pack_and_score(indptr, keys, values, *model, *empty_rows(indptr, keys), out) else None

@@ -108,21 +108,13 @@ def probabilities(raw, out):  # type: ignore[no-untyped-def]
         out[row] = probability(raw[row])
 
 
-def model_arguments(
-    bias: float | np.float32, linear: NDArray[np.float32], factors: NDArray[np.float32]
-) -> tuple[Constant, tuple[Any, ...]]:
-    """Return the width and what follows the rows in the arguments of `raw_scores`, for arrays of a model."""
-    k = factors.shape[1]
-    flat = read_only(np.ascontiguousarray(linear)), 1, read_only(np.ascontiguousarray(factors).reshape(-1)), k, k
-    return Constant(width_of(padded(k))), (np.float32(bias), *flat)
-
-
 def score(
     batch: SparseBatch, bias: NDArray[np.float32], linear: NDArray[np.float32], factors: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Return the raw score of every row, shape (num_rows,), float32. Keys must be < len(linear)."""
-    width, model = model_arguments(bias[0], linear, factors)
-    return _score(batch, width, model)
+    k = factors.shape[1]
+    flat = read_only(np.ascontiguousarray(linear)), 1, read_only(np.ascontiguousarray(factors).reshape(-1)), k, k
+    return _score(batch, Constant(width_of(padded(k))), (np.float32(bias[0]), *flat))
 
 
 def score_by_table(batch: SparseBatch, table: Table, num_factors: int) -> NDArray[np.float32]:

@@ -15,13 +15,12 @@ Float32 = NDArray[np.float32]
 ADAM, ADAGRAD, FTRL, ROWWISE_ADAGRAD = 0, 1, 2, 3
 CODES = {"adam": ADAM, "adagrad": ADAGRAD, "ftrl": FTRL, "rowwise_adagrad": ROWWISE_ADAGRAD}
 
-_NARROW, _WIDE = 8, 16
+WIDTHS = _NARROW, _WIDE = 8, 16
 """Widths of the vectors with which kernels compute (rayfm.kernels.vectors); more factors are several of them.
 
 Twice and four times as wide took 0.97 to 1.1 times as long for 32 and 64 factors, and 0.9 times for 128, where a
 register holds 8; each width is compiled by itself.
 """
-
 
 SLOT, ROWWISE = 3, 1
 """Where in the head of a feature training keeps its slot (an integer), and rowwise_adagrad the one accumulator of all
@@ -52,7 +51,7 @@ class Table(NamedTuple):
     bias: Float32  # (4,)    like a head
     heads: Float32  # flat; that of feature j begins at j * step
     factors: Float32  # flat, of the same memory; V of feature j begins at j * step
-    length: int  # rayfm.kernels.vectors.padded
+    length: int  # as `padded` returns it
     step: int
 
 

@@ -56,6 +56,21 @@ def _unbox_constant(kind: Any, value: Any, context: Any) -> NativeValue:
     return NativeValue(context.context.get_dummy_value())
 
 
+@intrinsic(prefer_literal=True)
+def constant(typingctx, value):  # type: ignore[no-untyped-def]
+    """Return the Constant of an integer that is known when the kernel is compiled.
+
+    To take one from Python costs a call 4 microseconds, as Numba must ask what it is.
+    """
+    if not isinstance(value, types.IntegerLiteral):
+        return None
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        return context.get_dummy_value()
+
+    return ConstantType(value.literal_value)(value), codegen
+
+
 @intrinsic
 def value_of(typingctx, constant):  # type: ignore[no-untyped-def]
     """Return the value of a Constant."""
@@ -107,6 +122,10 @@ def _like(builder: Any, value: Any, other: Any) -> Any:
 def _suffix(value: Any) -> str:
     """Return what LLVM calls the type of a value in the names of its functions."""
     return f"v{value.type.count}f32" if isinstance(value.type, ir.VectorType) else "f32"
+
+
+def _is_octets(array: Any) -> bool:
+    return isinstance(array, types.Array) and array.ndim == 1 and array.dtype == types.uint8
 
 
 def _is_flat(array: Any) -> bool:
@@ -180,7 +199,7 @@ def put(typingctx, array, index, value):  # type: ignore[no-untyped-def]
 @intrinsic
 def word(typingctx, octets, position):  # type: ignore[no-untyped-def]
     """Return the 8 bytes at `position` of a flat array of bytes as one int64, the first as its lowest."""
-    if not (isinstance(octets, types.Array) and octets.ndim == 1 and octets.dtype == types.uint8):
+    if not _is_octets(octets):
         return None
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
@@ -194,7 +213,7 @@ def word(typingctx, octets, position):  # type: ignore[no-untyped-def]
 @intrinsic
 def half_word(typingctx, octets, position):  # type: ignore[no-untyped-def]
     """Return the 4 bytes at `position` of a flat array of bytes as one uint32, the first as its lowest."""
-    if not (isinstance(octets, types.Array) and octets.ndim == 1 and octets.dtype == types.uint8):
+    if not _is_octets(octets):
         return None
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
@@ -208,7 +227,7 @@ def half_word(typingctx, octets, position):  # type: ignore[no-untyped-def]
 @intrinsic
 def put_half_word(typingctx, octets, position, value):  # type: ignore[no-untyped-def]
     """Write a uint32 to the 4 bytes at `position`, its lowest first."""
-    if not (isinstance(octets, types.Array) and octets.ndim == 1 and octets.dtype == types.uint8):
+    if not _is_octets(octets):
         return None
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rayfm.batch import SparseBatch
 from rayfm.errors import DivergenceError, HyperparameterError
+from rayfm.kernels.batches import Rows, Scratch, scratch_for
 from rayfm.kernels.scoring import score, score_by_table
 from rayfm.kernels.tables import (
     CODES,
@@ -25,7 +26,7 @@ from rayfm.kernels.tables import (
     parameters_in,
     second_states_in,
 )
-from rayfm.kernels.training import Rows, Rule, Scratch, restart_ftrl, scratch_for, train_rows
+from rayfm.kernels.training import Rule, restart_ftrl, train_rows
 from rayfm.metrics import RankingCounts, Sums, sums_for
 from rayfm.model import draw_parameters
 from rayfm.training import job

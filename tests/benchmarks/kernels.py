@@ -19,10 +19,11 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
+from rayfm.kernels.batches import Rows, scratch_for  # noqa: E402
 from rayfm.kernels.jit import read_only  # noqa: E402
 from rayfm.kernels.scoring import score_by_table  # noqa: E402
 from rayfm.kernels.tables import CODES, new_table, parameters_in, width_of  # noqa: E402
-from rayfm.kernels.training import Rows, Rule, scratch_for, train_rows  # noqa: E402
+from rayfm.kernels.training import Rule, train_rows  # noqa: E402
 from rayfm.kernels.vectors import Constant  # noqa: E402
 from tests.benchmarks import plain, workloads  # noqa: E402
 

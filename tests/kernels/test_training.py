@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from rayfm.batch import SparseBatch
+from rayfm.kernels.batches import Rows, scratch_for
 from rayfm.kernels.tables import CODES, SLOT, Parameters, first_states_in, new_table, parameters_in, second_states_in
-from rayfm.kernels.training import Rows, Rule, restart_ftrl, scratch_for, train_rows
+from rayfm.kernels.training import Rule, restart_ftrl, train_rows
 from tests import naive
 
 DIM, K, ROWS = 9, 5, 23
