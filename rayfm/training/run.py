@@ -64,8 +64,8 @@ class RunSpec:
     oversubscribe
         Let workers share CPUs, as on the embedded Ray.
     worker_memory_bytes
-        A worker that shuffles copies its rows together when they take no more than this, and shuffles block by block
-        when they do; in file order they stay in the object store. None: half of its part of its node's memory.
+        A worker that shuffles copies its rows together when they take no more than this, else it shuffles block by
+        block; in file order they stay in the object store. None: half of its part of its node's memory.
     round_timeout_s
         Deadline of one round of all workers.
     worker_cpus
