@@ -196,7 +196,7 @@ def read(
         name = name or os.fspath(source)
         # an empty file cannot be mapped
         mapped = mmap and os.path.getsize(source) > 0
-        content = np.memmap(source, np.uint8, mode="r") if mapped else np.fromfile(source, np.uint8)
+        content = np.memmap(source, np.uint8, mode="r").view(np.ndarray) if mapped else np.fromfile(source, np.uint8)
     header = _checked_header(lambda start, stop: content[start:stop].tobytes(), len(content), name)
     data = content[header.data_start :]
     if verify:

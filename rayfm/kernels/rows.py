@@ -58,8 +58,10 @@ def _pack_and_score(number: int) -> Callable[..., Any]:
     """Return the kernel for models whose factors are taken `number` at a time."""
 
     @kernel
-    def pack_and_score(indptr, keys, values, w0, w, V, is_probability, out_indptr, out_keys, out_values, out):  # type: ignore[no-untyped-def]
-        """Score the rows that `pack` copies into `out`; tells whether every one was usual, and its score finite."""
+    def pack_and_score(indptr, keys, values, w0, w, V, is_probability, out):  # type: ignore[no-untyped-def]
+        """Score rows into `out`; tells whether every one was usual, and its score finite."""
+        out_indptr = np.empty(len(indptr), np.int64)  # made here, as each array that is handed over takes its time
+        out_keys, out_values = np.empty(len(keys), np.uint32), np.empty(len(keys), np.float32)
         count, increasing = pack(indptr, keys, values, len(w), out_indptr, out_keys, out_values)
         if count < 0 or not increasing:
             return False
@@ -98,4 +100,4 @@ def score_usual(
     out = np.empty(len(indptr) - 1, np.float32)
     pack_and_score = _KERNELS[width_of(padded(factors.shape[1]))]
     model = np.float32(bias), read_only(linear), read_only(factors), is_probability
-    return out if pack_and_score(indptr, keys, values, *model, *empty_rows(indptr, keys), out) else None
+    return out if pack_and_score(indptr, keys, values, *model, out) else None

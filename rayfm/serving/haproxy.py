@@ -10,7 +10,7 @@ configuration right, then becomes HAProxy:
 * an identifier that is no ASCII text, and a handshake of WebSocket, make Serve fail: here the one is replaced, the
   other a plain request to an endpoint;
 * a request to an endpoint is spared what costs as much as scoring a row: that Serve watches whether its client goes
-  away, and draws an identifier for it;
+  away, draws an identifier for it, and counts what its replica has counted already (failures of the server are);
 * who asks is not told on, and the list of all routes is told everybody: here the log of an endpoint has the address of
   its client, whatever the client says of it, and the list is for this machine;
 * HAProxy outlives a Ray that is killed, and keeps its port: here it ends with the process that started it.
@@ -39,7 +39,9 @@ _RULES = """\
     http-request set-header x-forwarded-for %[src] if is_endpoint
     http-request deny if { path -i /-/routes } !{ src 127.0.0.0/8 }
     http-request set-header x-request-disconnect-disabled ?1 if is_endpoint
-    http-request set-header x-request-id %[uuid()] if is_endpoint !{ req.hdr(x-request-id) -m found }"""
+    http-request set-header x-request-id %[uuid()] if is_endpoint !{ req.hdr(x-request-id) -m found }
+    http-request set-var(txn.is_endpoint) bool(true) if is_endpoint
+    http-response set-log-level silent if { var(txn.is_endpoint) -m bool } !{ status 500:599 }"""
 _ERROR_FILE = re.compile(r"^( *errorfile) (502|503|504) \S+$", re.MULTILINE)
 
 ERRORS = {

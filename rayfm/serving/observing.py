@@ -9,9 +9,11 @@ metric                       kind     labels besides endpoint and revision (whic
 ===========================  =======  ====================================================================
 
 Ray puts ``ray_`` before the names, and adds its own labels. How long requests take, Serve measures itself, as
-``ray_serve_http_request_latency_ms`` and ``ray_serve_deployment_processing_latency_ms`` by application, which is the
-endpoint, and how many there are at a time. The log is a JSON object on a line for each request, in
-``rayfm_access_<endpoint>_<replica>.log`` among Serve's logs of the node.
+``ray_serve_deployment_processing_latency_ms`` by application, which is the endpoint, and how many there are at a time.
+Of Serve's metrics of HTTP, ``ray_serve_num_http_error_requests`` has those that failed for the server's sake, also those
+that reached no replica; other requests to endpoints are not counted there a second time where HAProxy is the proxy.
+The log is a JSON object on a line for each request, in ``rayfm_access_<endpoint>_<replica>.log`` among Serve's logs of
+the node.
 
 A request must not pay for being counted, so that counts and lines are collected and handed on twice a second.
 """
@@ -129,23 +131,44 @@ class Observer:
 
     def _line(self, now: float, outcome: Outcome, scope: Mapping[str, Any], request_id: str, seconds: float) -> bytes:
         client = scope.get("client")
-        return msgspec.json.encode(
-            {
-                "time": datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds"),
-                "request_id": request_id,
-                "endpoint": self._endpoint,
-                "revision": self._revision,
-                "client": client[0] if client else None,
-                "method": scope["method"],
-                "path": scope["path"],
-                "status": outcome.status,
-                "error": outcome.error,
-                "rows": outcome.rows,
-                "received_bytes": outcome.received_bytes,
-                "sent_bytes": outcome.sent_bytes,
-                "ms": round(1000 * seconds, 3),
-            }
+        return _ENCODER.encode(
+            _Line(
+                datetime.fromtimestamp(now, UTC),
+                request_id,
+                self._endpoint,
+                self._revision,
+                client[0] if client else None,
+                scope["method"],
+                scope["path"],
+                outcome.status,
+                outcome.error,
+                outcome.rows,
+                outcome.received_bytes,
+                outcome.sent_bytes,
+                round(1000 * seconds, 3),
+            )
         )
+
+
+class _Line(msgspec.Struct, gc=False):
+    """A line of the log."""
+
+    time: datetime
+    request_id: str
+    endpoint: str
+    revision: str
+    client: str | None
+    method: str
+    path: str
+    status: int
+    error: str
+    rows: int
+    received_bytes: int
+    sent_bytes: int
+    ms: float
+
+
+_ENCODER = msgspec.json.Encoder()
 
 
 def log_file(endpoint: str) -> Path:

@@ -40,7 +40,7 @@ def test_log__has_a_line_for_each_request(observer, tmp_path):
     asyncio.run(two())
     observer.hand_on()
     first, second = lines(tmp_path / "log")
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", first.pop("time"))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", first.pop("time"))
     assert first == {
         "request_id": "id-1", "endpoint": "fm", "revision": "r1", "client": "127.0.0.1", "method": "POST",
         "path": "/endpoints/fm/invocations", "status": 200, "error": "", "rows": 3, "received_bytes": 100,
