@@ -9,7 +9,7 @@ adam             m, mean of gradients                     s, mean of squared gra
 adagrad          none                                     n, sum of squared gradients
 rowwise_adagrad  none                                     n; for factors one number a feature, the
                                                           sum of the mean over the squared gradients
-ftrl             z, linear term of the proximal problem   n, sum of squared gradients
+ftrl             z, linear term of the proximal problem   root of the sum of squared gradients
 ===============  =======================================  ==========================================
 
 Each is written once, for single numbers and for `Row` values alike, but for what the two have no common operation for.
@@ -65,21 +65,19 @@ def adagrad(p, g, n, lr, eps):  # type: ignore[no-untyped-def]
 
 
 @part
-def ftrl(p, g, z, n, clip, lr, l2, l1, beta):  # type: ignore[no-untyped-def]
-    """Return (p, z, n) after an update."""
+def ftrl(p, g, z, root, clip, lr, l2, l1, beta):  # type: ignore[no-untyped-def]
+    """Return (p, z, root) after an update; the root is kept because taking it costs as much as all the rest."""
     if clip > 0:
         g = clipped(g, clip)
-    before = square_root(n)
-    n = n + g * g
-    after = square_root(n)
+    after = square_root(root * root + g * g)
     rate = np.float32(1.0) / lr
-    z = z + g - (after - before) * rate * p
-    return -shrunk(z, l1) / ((after + beta) * rate + l2), z, n
+    z = z + g - (after - root) * rate * p
+    return -shrunk(z, l1) / ((after + beta) * rate + l2), z, after
 
 
 @part
-def ftrl_linear_term(p, z, n, lr, l2, l1, beta):  # type: ignore[no-untyped-def]
+def ftrl_linear_term(p, z, root, lr, l2, l1, beta):  # type: ignore[no-untyped-def]
     """Return the z whose minimiser is `p`; for p = 0 the nearest one to `z` that gives 0."""
     if p == 0 or lr == 0:
         return min(max(z, -l1), l1)
-    return np.float32(-p * ((beta + np.sqrt(n)) / lr + l2) - np.copysign(l1, p))
+    return np.float32(-p * ((beta + root) / lr + l2) - np.copysign(l1, p))

@@ -97,11 +97,11 @@ def update_factors(width, code, table, j, pairs, gradient, square, records, lr, 
             store(rows, at + length, n)
             seconds += n
         elif value_of(code) == FTRL:
-            z, n = load(rows, at + length, width), load(rows, at + 2 * length, width)
-            p, z, n = ftrl(p, g, z, n, clip, lr, wd, l1, rule.beta)
+            z, root = load(rows, at + length, width), load(rows, at + 2 * length, width)
+            p, z, root = ftrl(p, g, z, root, clip, lr, wd, l1, rule.beta)
             store(rows, at + length, z)
-            store(rows, at + 2 * length, n)
-            seconds += n
+            store(rows, at + 2 * length, root)
+            seconds += root
         else:
             g = decayed(p, g, clip, records * wd)
             store(gradient, offset, g)

@@ -10,8 +10,8 @@ metric                       kind     labels besides endpoint and revision (whic
 
 Ray puts ``ray_`` before the names, and adds its own labels. How long requests take, Serve measures itself, as
 ``ray_serve_deployment_processing_latency_ms`` by application, which is the endpoint, and how many there are at a time.
-Of Serve's metrics of HTTP, ``ray_serve_num_http_error_requests`` has those that failed for the server's sake, also those
-that reached no replica; other requests to endpoints are not counted there a second time where HAProxy is the proxy.
+Of Serve's metrics of HTTP, ``ray_serve_num_http_error_requests`` has those that failed for the server's sake, also
+those that reached no replica; other requests to endpoints are not counted there again where HAProxy is the proxy.
 The log is a JSON object on a line for each request, in ``rayfm_access_<endpoint>_<replica>.log`` among Serve's logs of
 the node.
 

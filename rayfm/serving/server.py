@@ -180,7 +180,7 @@ def _is_fast(options: ServerOptions) -> bool:
     wanted = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY")
     if wanted is not None:
         return wanted == "1"
-    alone = sum(node["Alive"] for node in ray.nodes()) == 1
+    alone = cluster.is_one_machine()
     # replicas listen where the server does, and HAProxy asks those of its machine on the loopback interface
     can_be_asked = options.host in ALL_INTERFACES or (alone and options.host in LOOPBACK)
     return sys.platform == "linux" and can_be_asked

@@ -94,6 +94,11 @@ def cluster_cpus() -> float:
     return float(ray.cluster_resources().get("CPU", 0.0))
 
 
+def is_one_machine() -> bool:
+    """Tell whether the cluster is a single node."""
+    return sum(bool(node["Alive"]) for node in ray.nodes()) == 1
+
+
 def quiet_data_context() -> Any:
     """Return this process's Ray Data context, made silent and deterministic in the order of rows."""
     from ray.data import DataContext
@@ -147,6 +152,20 @@ def check_size(request: WorkerRequest) -> None:
         )
 
 
+def cpus_of_a_worker(request: WorkerRequest) -> float:
+    """Return the CPUs of Ray's that each worker gets."""
+    total, count = cluster_cpus(), request.count
+    if request.cpus is not None and not request.share:
+        return request.cpus
+    return 1.0 if count < total else max(0.01, 0.9 * total / count)  # the rest is for small tasks beside the workers
+
+
+def spare_cpus(request: WorkerRequest) -> float:
+    """Return the CPUs that tasks can have beside the workers; 0 where they would be too few for the workers' data."""
+    spare = cluster_cpus() - request.count * cpus_of_a_worker(request)
+    return spare if request.share or spare >= 1 else 0.0
+
+
 def wait_for_a_cpu(check: Callable[[], None], timeout_s: float = RESERVATION_TIMEOUT_S) -> None:
     """Wait until a read task can run: Ray Data itself would wait for ever without a word.
 
@@ -189,11 +208,9 @@ def reserved_workers(request: WorkerRequest) -> Iterator[tuple[PlacementGroup, f
         If the cluster does not have, or does not free in time, what is requested.
     """
     check_size(request)
-    total, count = cluster_cpus(), request.count
-    even = 1.0 if count < total else max(0.01, 0.9 * total / count)  # the rest is for small tasks beside the workers
-    cpus = even if request.cpus is None or request.share else request.cpus
+    cpus = cpus_of_a_worker(request)
     bundle = {"CPU": cpus} | ({"memory": request.memory_bytes} if request.memory_bytes else {})
-    group = placement_group([bundle] * count, strategy="SPREAD")
+    group = placement_group([bundle] * request.count, strategy="SPREAD")
     try:
         if not group.wait(RESERVATION_TIMEOUT_S):
             raise ResourceError(_what_is_missing(request, cpus))

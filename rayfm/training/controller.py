@@ -43,7 +43,6 @@ class RunController:
     """Runs one run, in a thread of its own."""
 
     def __init__(self, spec: RunSpec) -> None:
-        cluster.quiet_data_context()
         self._spec = spec
         self._started, self._stop, self._over = threading.Event(), threading.Event(), threading.Event()
         self._log = _EventLog(spec.directory)

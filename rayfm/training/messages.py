@@ -22,7 +22,6 @@ class WorkerSetup:
     """
 
     hyperparameters: Hyperparameters
-    feature_dim: int
     seed: int
     world_size: int
     budget_bytes: int
@@ -42,6 +41,8 @@ class RoundReport:
         Training metrics of the rows of the round, each scored before the update it took part in.
     running
         (mini-batch, sums since the epoch began) at every `BATCHES_BETWEEN_METRICS`-th mini-batch.
+    seconds
+        How long it took.
     """
 
     rank: int
@@ -49,3 +50,4 @@ class RoundReport:
     result: list[Any]
     sums: Sums
     running: list[tuple[int, Sums]]
+    seconds: float

@@ -24,11 +24,13 @@ class ParameterServer:
     ----------
     setup
         The same as the workers'; the server starts from the same parameters as they do.
+    feature_dim
+        Width of the model.
     """
 
-    def __init__(self, setup: WorkerSetup) -> None:
+    def __init__(self, setup: WorkerSetup, feature_dim: int) -> None:
         self._setup = setup
-        model = FactorizationMachine.initialised(setup.hyperparameters, setup.feature_dim, setup.seed)
+        model = FactorizationMachine.initialised(setup.hyperparameters, feature_dim, setup.seed)
         self._current = Parameters(np.full(1, model.bias, np.float32), model.linear, model.factors)
         self._published: list[Any] = []
 

@@ -22,7 +22,8 @@ import ray
 from rayfm.batch import RowRules, SparseBatch
 from rayfm.model import FactorizationMachine
 from rayfm.training import cluster
-from rayfm.training.sources import Reader, Source
+from rayfm.training.blocks import Reader
+from rayfm.training.sources import Source
 
 if TYPE_CHECKING:
     import pyarrow as pa

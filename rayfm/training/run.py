@@ -12,11 +12,10 @@ import logging
 import math
 import os
 import secrets
-import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from importlib import import_module
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,10 +36,12 @@ from rayfm.kernels.tables import CODES, size_bytes
 from rayfm.metrics import Metric, RankingCounts, Sums, default_metric, metric_named, sums_for
 from rayfm.storage import local_path
 from rayfm.training import cluster, job, sources
+from rayfm.training.blocks import Block, Reading
 from rayfm.training.messages import RoundReport, WorkerSetup
 from rayfm.training.parameter_server import ParameterServer
-from rayfm.training.shard import deal
+from rayfm.training.shard import BlockSlice, deal
 from rayfm.training.sources import Blocks, Source
+from rayfm.training.worker import Worker
 
 ROUNDS_PER_EPOCH = 8
 """Averagings in an epoch of several workers; rayfm/training/averaging.py has what was measured."""
@@ -144,6 +145,7 @@ class Run:
         self.seed = secrets.randbits(63) if self._values.seed is None else self._values.seed
         self._sources = dict(spec.channels)
         self._history: list[Event] = []
+        self._first: _FirstEpoch | None = None
         self._began = time.monotonic()
 
     def execute(self) -> job.TrainingResult:
@@ -168,19 +170,34 @@ class Run:
         )
         cluster.check_size(request)
         cluster.wait_for_a_cpu(self._check_stopped)
-        threading.Thread(target=_load_worker_module).start()
-        channels, feature_dim = self._read_channels()
-        self._check_memory(feature_dim)
+        spare = cluster.spare_cpus(request) if cluster.is_one_machine() else 0.0
+        with ExitStack() as stack:
+            team = stack.enter_context(self._team(request)) if spare else None  # they start while channels are read
+            cpus = min(1.0, (spare or 1.0) / max(1, int(cluster.cluster_cpus())))
+            if team is not None and spec.world_size == 1 and not self._values.shuffle:
+                self._first = _FirstEpoch(team.workers[0], self._values.feature_dim, self._check_memory)
+            channels, feature_dim = self._read_channels(Reading(cpus if spare else 1.0, self._check_stopped))
+            self._check_memory(feature_dim)
+            team = team or stack.enter_context(self._team(request))
+            self._start(team, channels, feature_dim)
+            best = self._train(team, set(channels))
+            return self._finish(team, best, channels)
+
+    @contextmanager
+    def _team(self, request: cluster.WorkerRequest) -> Iterator[_Team]:
+        """Reserve and start the workers."""
         with cluster.reserved_workers(request) as place:
             team = _Team(*place, self.spec)
             try:
-                self._start(team, channels, feature_dim)
-                best = self._train(team, set(channels))
-                return self._finish(team, best, channels)
+                values, budget = self._values, self.spec.worker_memory_bytes
+                if budget is None:
+                    budget = cluster.memory_of_a_worker(request.count) // 2
+                team.start(WorkerSetup(values, self.seed, request.count, budget, values.threads or team.threads))
+                yield team
             finally:
                 team.dismiss()
 
-    def _read_channels(self) -> tuple[dict[str, Blocks], int]:
+    def _read_channels(self, reading: Reading) -> tuple[dict[str, Blocks], int]:
         """Read every channel, ``train`` first, and settle feature_dim."""
         feature_dim = self._values.feature_dim
         channels: dict[str, Blocks] = {}
@@ -190,7 +207,11 @@ class Run:
             began = time.time()
             rules = RowRules(feature_dim, binary_labels=self._values.is_classifier)
             index_base = channels["train"].index_base if channels else None
-            blocks = sources.read(self._sources.pop(name), rules, index_base)
+            first = self._first if name == "train" else None
+            seen = replace(reading, seen=first.take) if first else reading
+            blocks = sources.read(self._sources.pop(name), rules, index_base, seen)
+            if first:
+                first.end()
             feature_dim = feature_dim or blocks.feature_dim
             channels[name] = blocks
             facts = {"rows": blocks.num_rows, "entries": blocks.num_entries, "seconds": time.time() - began}
@@ -214,30 +235,26 @@ class Run:
             )
 
     def _start(self, team: _Team, channels: dict[str, Blocks], feature_dim: int) -> None:
-        """Start the workers, give them their rows and compile."""
-        spec, began = self.spec, time.time()
-        budget = spec.worker_memory_bytes
-        if budget is None:
-            budget = cluster.memory_of_a_worker(spec.world_size) // 2
-        setup = WorkerSetup(
-            self._values, feature_dim, self.seed, spec.world_size, budget, self._values.threads or team.threads
+        """Give the workers, which have been starting and compiling, their rows."""
+        spec = self.spec
+        started_s, compiled_s = (
+            max(seconds) for seconds in zip(*self._wait(team.ready, "starting the workers"), strict=True)
         )
-        team.start(setup)
+        began = time.time()
         shards = {
             name: deal(blocks.dealt, spec.world_size, striped=self._values.shuffle and name == "train")
             for name, blocks in channels.items()
         }
         shard_rows = self._wait(
             [
-                worker.load.remote({name: ranks[rank] for name, ranks in shards.items()})
+                worker.load.remote({name: ranks[rank] for name, ranks in shards.items()}, feature_dim)
                 for rank, worker in enumerate(team.workers)
             ],
             "loading the shards",
         )
-        self._emit({"event": "start", "workers": spec.world_size, "seconds": time.time() - began})
-        began = time.time()
-        self._wait([worker.warm_up.remote() for worker in team.workers], "compiling the kernels")
-        self._emit({"event": "compile", "seconds": time.time() - began})
+        team.start_server(feature_dim)
+        self._emit({"event": "start", "workers": spec.world_size, "seconds": started_s + time.time() - began})
+        self._emit({"event": "compile", "seconds": compiled_s})
         self._rounds = self._rounds_per_epoch(shard_rows)
 
     def _rounds_per_epoch(self, shard_rows: list[int]) -> int:
@@ -290,16 +307,16 @@ class Run:
         began = time.time()
         exchange = self.spec.world_size > 1
         sums: Sums = sums_for(self._values.predictor_type)()
-        rows, exchange_seconds = 0, 0.0
-        for index in range(self._rounds):
+        rows, exchange_seconds, busy_seconds = 0, 0.0, 0.0
+        early = self._first.reports if self._first and epoch == 0 else []
+        for index in range(len(early) or self._rounds):
             self._check_stopped()
-            reports: list[RoundReport] = self._wait(
-                [
-                    worker.train_round.remote(epoch, index, self._rounds, published, exchange=exchange)
-                    for worker in team.workers
-                ],
-                f"epoch {epoch}, round {index}",
-            )
+            calls = early[index : index + 1] or [
+                worker.train_round.remote(epoch, index, self._rounds, published, exchange=exchange)
+                for worker in team.workers
+            ]
+            reports: list[RoundReport] = self._wait(calls, f"epoch {epoch}, round {index}")
+            busy_seconds += reports[0].seconds
             trained = [report.num_rows for report in reports]
             if exchange and any(trained):
                 since = time.time()
@@ -310,7 +327,7 @@ class Run:
                 sums = sums + report.sums
             rows += sum(trained)
             self._emit_round(epoch, rows, reports)
-        seconds = time.time() - began
+        seconds = busy_seconds if early else time.time() - began
         record: Event = {
             "event": "epoch",
             "epoch": epoch,
@@ -395,13 +412,59 @@ class Run:
         self._emit_to(event, keep)
 
 
-def _load_worker_module() -> None:
-    """Bring in Numba while the channels are read, so that nobody waits for it."""
-    import_module("rayfm.training.worker")
-
-
 def _named(channel: str, measured: Mapping[str, float]) -> dict[str, float]:
     return {f"{channel}:{name}": value for name, value in measured.items()}
+
+
+class _FirstEpoch:
+    """The first epoch of a worker that is alone, in file order: it is trained while the rows are being read.
+
+    Parameters
+    ----------
+    worker
+        The worker.
+    feature_dim
+        Width of the model; None when it is to be inferred. Then rows must say themselves how wide they are; those that
+        do not are trained on when all are there.
+    check_memory
+        Called with the width before the worker allocates anything.
+    """
+
+    def __init__(self, worker: Any, feature_dim: int | None, check_memory: Callable[[int], None]) -> None:
+        self.reports: list[Any] = []
+        self._worker, self._width, self._check_memory = worker, feature_dim, check_memory
+        self._is_inferred, self._is_on, self._unseen = feature_dim is None, True, 0
+
+    def take(self, block: Block) -> None:
+        """Train on a block."""
+        survey = block.survey
+        if not self.reports:
+            self._width = self._width or survey.feature_dim
+        width = self._width
+        # rows that belong together in no way end the reading; none of them may come to the kernels
+        self._is_on &= width is not None and survey.largest_key < width
+        self._is_on &= not self._is_inferred or survey.feature_dim == width
+        if not self._is_on:
+            return
+        assert width is not None
+        if not self.reports:
+            self._check_memory(width)
+            self._worker.prepare.remote(width)
+        self.reports.append(
+            self._worker.train_arrived.remote([BlockSlice(block.table, 0, survey.num_rows)], is_last=False)
+        )
+        self._look()
+
+    def end(self) -> None:
+        """Train on the last rows."""
+        if self.reports:
+            self.reports.append(self._worker.train_arrived.remote([], is_last=True))
+
+    def _look(self) -> None:
+        """Raise what a call has raised."""
+        while self._unseen < len(self.reports) and ray.wait([self.reports[self._unseen]], timeout=0)[0]:
+            ray.get(self.reports[self._unseen])
+            self._unseen += 1
 
 
 class _Team:
@@ -410,6 +473,7 @@ class _Team:
     def __init__(self, group: Any, cpus: float, spec: RunSpec) -> None:
         self._group, self._cpus, self._spec = group, cpus, spec
         self.workers: list[Any] = []
+        self.ready: list[Any] = []
         self.server: Any = None
 
     @property
@@ -419,19 +483,22 @@ class _Team:
         return max(1, machine // self._spec.world_size if self._spec.oversubscribe else int(self._cpus))
 
     def start(self, setup: WorkerSetup) -> None:
-        """Start one worker per place of the placement group, and the server when there is anything to average."""
-        from rayfm.training.worker import Worker
-
+        """Start one worker per place of the placement group; `ready` is when they have compiled."""
+        self._setup = setup
         worker_class = ray.remote(Worker)
         self.workers = [
             worker_class.options(
                 num_cpus=self._cpus,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, rank),
-            ).remote(rank, setup)
+            ).remote(rank, setup, time.time())
             for rank in range(self._spec.world_size)
         ]
+        self.ready = [worker.warm_up.remote() for worker in self.workers]
+
+    def start_server(self, feature_dim: int) -> None:
+        """Start the parameter server when there is anything to average."""
         if self._spec.world_size > 1:
-            self.server = ray.remote(ParameterServer).options(num_cpus=0).remote(setup)
+            self.server = ray.remote(ParameterServer).options(num_cpus=0).remote(self._setup, feature_dim)
 
     def dismiss(self) -> None:
         """End the actors at once, whatever they are doing."""

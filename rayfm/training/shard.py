@@ -80,7 +80,7 @@ class Shard:
     Parameters
     ----------
     slices
-        The rows, in file order.
+        The rows, in file order; `add` brings more.
     mini_batch_size
         Segments are cut at multiples of it.
     budget_bytes
@@ -88,19 +88,27 @@ class Shard:
     """
 
     def __init__(self, slices: Sequence[BlockSlice], mini_batch_size: int, budget_bytes: int) -> None:
-        self.slices = list(slices)
+        self.slices: list[BlockSlice] = []
         self.mini_batch_size = mini_batch_size
-        self.num_rows = sum(part.num_rows for part in slices)
-        self.size_bytes = 0
+        self.num_rows = self.size_bytes = 0
         self.largest_value = 0.0
+        self._budget_bytes = budget_bytes
         self._longest = np.zeros(0, np.int64)
         for part in slices:
-            self._survey(part.load())
-        self.fits_memory = self.size_bytes <= budget_bytes
+            self.add(part)
         self._resident: SparseBatch | None = None
         self._order: tuple[Any, NDArray[np.int64]] = (None, np.empty(0, np.int64))
 
-    def _survey(self, batch: SparseBatch) -> None:
+    @property
+    def fits_memory(self) -> bool:
+        """Whether the rows may be copied together."""
+        return self.size_bytes <= self._budget_bytes
+
+    def add(self, part: BlockSlice) -> None:
+        """Take the rows that follow in the file."""
+        batch = part.load()
+        self.slices.append(part)
+        self.num_rows += part.num_rows
         self.size_bytes += batch.size_bytes
         lengths = np.concatenate([self._longest, np.diff(batch.indptr)])
         self._longest = np.sort(lengths)[-self.mini_batch_size :]

@@ -1,16 +1,16 @@
-"""Where rows come from: from what the user gave to rows in many processes, through Ray Data.
+"""Where rows come from: from what the user gave to rows in many processes.
 
-A source has parts, which a dataset of Ray Data deals out in the order of the input, and a reader, which makes checked
-rows of a part. Training reads a channel once and keeps it for the whole run, as Arrow tables {keys, values, label,
-weight?} made by `SparseBatch.to_arrow`; scoring takes the rows as the reader gives them.
+A source has parts, which are dealt out in the order of the input, and a reader, which makes checked rows of a part.
+Training reads a channel once and keeps it for the whole run, in the blocks of `rayfm.training.blocks`; scoring takes
+the rows as the reader gives them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import ray
@@ -21,25 +21,17 @@ from rayfm.formats.parquet import chunks_from_table
 from rayfm.model import as_batch
 from rayfm.reading import Piece, ReadOptions, cut, detect_format, guess_index_base, read_piece
 from rayfm.storage import InputFile, absolute, list_files
-from rayfm.training import cluster
+from rayfm.training import blocks, cluster
+from rayfm.training.blocks import Block, Reader, Reading, Rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
 
 MIN_PIECE_BYTES, MAX_PIECE_BYTES = 2**20, 24 * 2**20
-"""Size of a read task's input: Ray Data's own cost per task is milliseconds, so smaller ones only cost."""
+"""Size of a read task's input: Ray's own cost per task is milliseconds, so smaller ones only cost."""
 
 DEFAULT_OPTIONS = ReadOptions()
-
-BLOCK_BYTES = 32 * 2**20
-"""A read task hands over a table when it has decoded so much."""
-
-Rows = tuple[str, SparseBatch]
-"""Checked rows that follow one another, and the URI of the file that they are from; empty where there is none."""
-
-Reader = Callable[["pa.Table"], Iterator[Rows]]
-"""Makes rows of a part of a source, in a process of the cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +49,7 @@ class Blocks:
     notes
         What the user should know about how the data was read.
     owner
-        The Ray Data dataset; keeps the blocks, and the recipe to make them again, alive.
+        The Ray Data dataset, where one keeps the blocks, and the recipe to make them again, alive.
     """
 
     dealt: list[tuple[Any, int]]
@@ -94,8 +86,8 @@ class Source(Protocol):
         """Return what makes rows of a part, checks them, and can be sent to other processes."""
         ...
 
-    def dataset(self, rules: RowRules) -> Dataset:
-        """Return a lazy dataset of checked blocks for training, without uids and extras."""
+    def read(self, rules: RowRules, reading: Reading) -> tuple[Any, Iterable[Block]]:
+        """Read all rows, without uids and extras; return what must be kept for the blocks to live, and the blocks."""
         ...
 
     def settled(self, index_base: int | None) -> tuple[Source, list[str]]:
@@ -151,16 +143,21 @@ class FilesSource:
 
     def parts(self) -> Dataset:
         """Cut the files into byte ranges; a part is a table of `Piece`."""
-        tasks = plan(self._listed(), self.options) or [[]]
-        return ray.data.from_arrow([_piece_table(pieces) for pieces in tasks])
+        return ray.data.from_arrow(self._part_tables())
+
+    def _part_tables(self) -> list[pa.Table]:
+        return [_piece_table(pieces) for pieces in plan(self._listed(), self.options) or [[]]]
 
     def reader(self, rules: RowRules) -> Reader:
         """Read the pieces, each by itself."""
         return partial(_read_pieces, options=self.options, rules=rules)
 
-    def dataset(self, rules: RowRules) -> Dataset:
-        """Return a lazy dataset that reads the files in byte ranges."""
-        return _blocks(self.parts(), self.reader(rules))
+    def read(self, rules: RowRules, reading: Reading) -> tuple[Any, Iterable[Block]]:
+        """Read the files in byte ranges: by tasks on a single machine, else by Ray Data."""
+        if cluster.is_one_machine():
+            return None, blocks.by_tasks(self._part_tables(), self.reader(rules), reading)
+        cluster.quiet_data_context()
+        return blocks.by_ray_data(self.parts(), self.reader(rules))
 
     def _listed(self) -> tuple[InputFile, ...]:
         return tuple(list_files(self.uris)) if self.files is None else self.files
@@ -191,21 +188,23 @@ class MemorySource:
 
     def parts(self) -> Dataset:
         """Put the rows into the object store; a part is some of them."""
+        return ray.data.from_arrow([batch.to_arrow() for batch in self._slices()])
+
+    def _slices(self) -> Iterator[SparseBatch]:
         if not self.batch.num_rows:
             raise DataError("there are no rows.", "Pass at least one.")
-        rows = max(1, self.batch.num_rows * BLOCK_BYTES // max(1, self.batch.size_bytes))
-        starts = range(0, self.batch.num_rows, rows)
-        return ray.data.from_arrow([self.batch.rows(start, start + rows).to_arrow() for start in starts])
+        rows = max(1, self.batch.num_rows * blocks.BLOCK_BYTES // max(1, self.batch.size_bytes))
+        return (self.batch.rows(start, start + rows) for start in range(0, self.batch.num_rows, rows))
 
     def reader(self, rules: RowRules) -> Reader:
         """Check the rows here and now, where their numbers are known, and take them as they are."""
         rules.check(Chunk(self.batch, np.arange(self.batch.num_rows)), raise_problem)
         return _read_rows
 
-    def dataset(self, rules: RowRules) -> Dataset:
+    def read(self, rules: RowRules, reading: Reading) -> tuple[Any, Iterable[Block]]:
         """Check the rows and put them into the object store."""
         self.reader(rules)
-        return replace(self, batch=replace(self.batch, uids=None, extras=None)).parts()
+        return None, blocks.put(replace(self, batch=replace(self.batch, uids=None, extras=None))._slices())
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,9 +239,10 @@ class DatasetSource:
         """Read a block as the row groups of a Parquet file are read."""
         return partial(_read_table, options=self.options, rules=rules)
 
-    def dataset(self, rules: RowRules) -> Dataset:
+    def read(self, rules: RowRules, reading: Reading) -> tuple[Any, Iterable[Block]]:
         """Convert and check block by block."""
-        return _blocks(self.parts(), self.reader(rules))
+        cluster.quiet_data_context()
+        return blocks.by_ray_data(self.parts(), self.reader(rules))
 
 
 def as_source(
@@ -341,30 +341,7 @@ def _read_table(part: pa.Table, options: ReadOptions, rules: RowRules) -> Iterat
         yield "", chunk.batch
 
 
-def _blocks(parts: Dataset, reader: Reader) -> Dataset:
-    """Read parts into tables of about `BLOCK_BYTES`."""
-
-    def read_tables(part: pa.Table) -> Iterator[pa.Table]:
-        pending: list[SparseBatch] = []
-        size = 0
-        width: int | None = None
-        for uri, batch in reader(part):
-            width = width or batch.feature_dim
-            if batch.feature_dim not in (None, width):
-                problem = f"rows are {batch.feature_dim} features wide, those before them {width}."
-                raise DataError(problem, EQUAL_WIDTHS, uri)
-            pending.append(replace(batch, uids=None, extras=None))
-            size += batch.size_bytes
-            if size >= BLOCK_BYTES:
-                yield SparseBatch.concatenate(pending).to_arrow()
-                pending, size = [], 0
-        if pending:
-            yield SparseBatch.concatenate(pending).to_arrow()
-
-    return parts.map_batches(read_tables, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
-
-
-def read(source: Source, rules: RowRules, index_base: int | None = None) -> Blocks:
+def read(source: Source, rules: RowRules, index_base: int | None = None, reading: Reading | None = None) -> Blocks:
     """Read a channel into the object store, once.
 
     Raises
@@ -373,15 +350,19 @@ def read(source: Source, rules: RowRules, index_base: int | None = None) -> Bloc
         For the first bad record, or when there are no rows.
     """
     source, notes = source.settled(index_base)
+    reading = reading or Reading()
+    read: list[Block] = []
     try:
-        data = source.dataset(rules).materialize()
+        owner, found = source.read(rules, reading)
+        for block in found:
+            if block.survey.num_rows:
+                read.append(block)
+                reading.seen(block)
     except ray.exceptions.RayError as error:
         raise cluster.explain(error, f"reading {source.description} failed") from error
-    blocks = data.to_arrow_refs()
-    surveys = _survey(blocks)
-    dealt = [(block, survey.num_rows) for block, survey in zip(blocks, surveys, strict=True) if survey.num_rows]
-    if not dealt:
+    if not read:
         raise DataError("there are no rows.", "Check the path and the export.", source.description)
+    surveys = [block.survey for block in read]
     inferred = max(survey.largest_key for survey in surveys) + 1
     widths = {survey.feature_dim for survey in surveys if survey.feature_dim}
     if widths and max(inferred, *widths) > min(widths):
@@ -389,31 +370,5 @@ def read(source: Source, rules: RowRules, index_base: int | None = None) -> Bloc
         raise DataError(problem, EQUAL_WIDTHS, source.description)
     base = source.options.index_base if isinstance(source, FilesSource) else None
     entries = sum(survey.num_entries for survey in surveys)
-    return Blocks(dealt, entries, max(widths, default=inferred) or None, base, notes, data)
-
-
-class _Survey(NamedTuple):
-    """What there is in a block."""
-
-    num_rows: int
-    num_entries: int
-    feature_dim: int | None
-    largest_key: int
-
-
-def _survey(blocks: list[Any]) -> list[_Survey]:
-    """Look into every block, in parallel."""
-
-    def survey(references: list[Any]) -> list[_Survey]:
-        batches = (SparseBatch.from_arrow(ray.get(reference)) for reference in references)
-        return [
-            _Survey(batch.num_rows, batch.num_entries, batch.feature_dim, int(batch.keys.max(initial=0)))
-            if batch.num_entries
-            else _Survey(batch.num_rows, 0, batch.feature_dim, -1)
-            for batch in batches
-        ]
-
-    size = max(1, len(blocks) // max(1, int(2 * cluster.cluster_cpus())))
-    groups = [blocks[start : start + size] for start in range(0, len(blocks), size)]
-    results = ray.get([ray.remote(survey).options(num_cpus=0.5).remote(group) for group in groups])
-    return [found for group in results for found in group]
+    dealt = [(block.table, block.survey.num_rows) for block in read]
+    return Blocks(dealt, entries, max(widths, default=inferred) or None, base, notes, owner)

@@ -5,8 +5,9 @@ A plain class, so that it can be tested and used without Ray; `run` makes an act
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -14,10 +15,9 @@ from numpy.typing import NDArray
 
 from rayfm.batch import SparseBatch
 from rayfm.errors import DivergenceError, HyperparameterError
-from rayfm.kernels.batches import Rows, Scratch, scratch_for
-from rayfm.kernels.scoring import score, score_by_table
 from rayfm.kernels.tables import (
     CODES,
+    FTRL,
     Parameters,
     Table,
     first_states_in,
@@ -26,13 +26,16 @@ from rayfm.kernels.tables import (
     parameters_in,
     second_states_in,
 )
-from rayfm.kernels.training import Rule, restart_ftrl, train_rows
 from rayfm.metrics import RankingCounts, Sums, sums_for
 from rayfm.model import draw_parameters
 from rayfm.training import job
 from rayfm.training.averaging import local_rate_scale
 from rayfm.training.messages import RoundReport, WorkerSetup
 from rayfm.training.shard import BlockSlice, Shard
+
+if TYPE_CHECKING:  # kernels are brought in where they are used: the controller has no use for Numba
+    from rayfm.kernels.batches import Rows, Scratch
+    from rayfm.kernels.training import Rule
 
 BATCHES_BETWEEN_METRICS = 500
 """How often a worker reports its running metrics within an epoch, in mini-batches; SageMaker's default."""
@@ -55,14 +58,20 @@ class Worker:
         From 0.
     setup
         The same for all ranks.
+    ordered
+        When it was asked for, in seconds since 1970.
     """
 
-    def __init__(self, rank: int, setup: WorkerSetup) -> None:
+    def __init__(self, rank: int, setup: WorkerSetup, ordered: float) -> None:
         self.rank, self.setup = rank, setup
+        self._starting_s = max(0.0, time.time() - ordered)
         self._channels: dict[str, list[BlockSlice]] = {}
         self._sums_type = sums_for(setup.hyperparameters.predictor_type)
         self._steps = 0
+        self._epoch_sums, self._epoch_batches, self._arrived = self._sums_type(), 0, 0
         values = setup.hyperparameters
+        self._shard = Shard([], values.mini_batch_size, setup.budget_bytes)
+        self._has_table = False
         self._code, self._num_factors = CODES[values.optimizer], values.num_factors
         self._threads = setup.threads
         if not values.hogwild:
@@ -76,30 +85,57 @@ class Worker:
     def _second(self) -> Parameters:
         return second_states_in(self._table, self._num_factors)
 
-    def load(self, channels: dict[str, list[BlockSlice]]) -> int:
-        """Load the rows of ``train``, remember the other channels, allocate the parameters; return the rows loaded."""
-        values, setup = self.setup.hyperparameters, self.setup
-        self._channels = channels
-        self._shard = Shard(channels["train"], values.mini_batch_size, setup.budget_bytes)
-        self._table = self._new_table(setup.feature_dim)
-        draw_parameters(self._parameters, values, setup.seed)
-        self._rule = self._rule_after(0.0)
+    def prepare(self, feature_dim: int) -> None:
+        """Allocate and draw the parameters."""
+        self._table, self._has_table = self._new_table(feature_dim), True
+        draw_parameters(self._parameters, self.setup.hyperparameters, self.setup.seed)
         self._restart()
-        self._scratch = self._new_scratch(self._table, self._shard)
+
+    def load(self, channels: dict[str, list[BlockSlice]], feature_dim: int) -> int:
+        """Load the rows of ``train``, unless they have come already, and remember the other channels.
+
+        Returns
+        -------
+        num_rows
+            The rows of ``train``.
+        """
+        self._channels = channels
+        if not self._has_table:
+            self.prepare(feature_dim)
+        if not self._shard.slices:
+            for part in channels["train"]:
+                self._shard.add(part)
+        self._scratch = self._new_scratch(self._table, self._shard, self._threads)
         return self._shard.num_rows
 
-    def warm_up(self) -> None:
-        """Compile the kernels, or load them from the cache, on a row of no features."""
+    def warm_up(self) -> tuple[float, float]:
+        """Compile the kernels, or load them from the cache, on a row of no features.
+
+        Returns
+        -------
+        starting_s, compiling_s
+            How long it took until this was begun, and how long this took.
+        """
+        began = time.time()
+        from rayfm.kernels.batches import Rows
+        from rayfm.kernels.scoring import score_by_table
+
         indptr, keys, values = np.zeros(2, np.int64), np.empty(0, np.uint32), np.empty(0, np.float32)
         label, raw = np.zeros(1, np.float32), np.zeros(1, np.float32)
         rows, table = Rows(indptr, keys, values, label, NO_WEIGHTS), self._new_table(1)
-        self._train_rows(rows, np.zeros(1, np.int64), 0, table, self._new_scratch(table, Shard([], 1, 0)), raw)
+        self._rule = self._rule_after(0.0)
+        self._train_rows(
+            rows, np.zeros(1, np.int64), 0, table, self._new_scratch(table, Shard([], 1, 0), self._threads), raw
+        )
         score_by_table(SparseBatch(indptr, keys, values), table, self._num_factors)
+        return self._starting_s, time.time() - began
 
     def _new_table(self, feature_dim: int) -> Table:
         return new_table(self._code, feature_dim, self._num_factors)
 
-    def _new_scratch(self, table: Table, shard: Shard) -> Scratch:
+    def _new_scratch(self, table: Table, shard: Shard, threads: int) -> Scratch:
+        from rayfm.kernels.batches import scratch_for
+
         values = self.setup.hyperparameters
         rows = min(values.mini_batch_size, max(1, shard.num_rows))
         entries = shard.most_entries(rows)
@@ -110,10 +146,10 @@ class Worker:
             )
         return scratch_for(
             table,
-            self._threads,
+            threads,
             rows,
             entries,
-            shard.most_entries(-(-rows // self._threads)),
+            shard.most_entries(-(-rows // threads)),
             racing=values.hogwild,
             is_shared=self.setup.world_size > 1,
         )
@@ -135,32 +171,56 @@ class Worker:
         DivergenceError
             If the loss is not finite; says where, and what to change.
         """
+        began = time.perf_counter()
         self._rule = self._rule_after(epoch + round_index / rounds)
         self._scratch.touched[:] = 0
         if round_index == 0:
             self._epoch_sums, self._epoch_batches = self._sums_type(), 0
-        self._round_sums = self._sums_type()
         if published:
             self._adopt(published)
         start, stop = self._shard.rows_of_round(round_index, rounds)
+        sums, running = self._train_positions(epoch, start, stop)
+        result = [ray.put(self._result(share_accumulators=round_index == rounds - 1))] if exchange else []
+        return RoundReport(self.rank, stop - start, result, sums, running, time.perf_counter() - began)
+
+    def train_arrived(self, slices: list[BlockSlice], *, is_last: bool) -> RoundReport:
+        """Train the first epoch, in file order, on rows as they are read; for a worker that is alone.
+
+        Rows of a mini-batch that is not whole wait for the next call. A thread less than later, as somebody reads.
+
+        Parameters
+        ----------
+        slices
+            The rows that follow those before, in file order.
+        is_last
+            Whether no more will come.
+        """
+        began = time.perf_counter()
+        for part in slices:
+            self._shard.add(part)
+        size, start, there = self.setup.hyperparameters.mini_batch_size, self._arrived, self._shard.num_rows
+        stop = there if is_last else there // size * size
+        if start < stop:
+            self._scratch = self._new_scratch(self._table, self._shard, max(1, self._threads - 1))
+        sums, running = self._train_positions(0, start, stop)
+        self._arrived = stop
+        return RoundReport(self.rank, stop - start, [], sums, running, time.perf_counter() - began)
+
+    def _train_positions(self, epoch: int, start: int, stop: int) -> tuple[Sums, list[tuple[int, Sums]]]:
+        """Train on the positions ``start:stop`` of an epoch; return their sums, and the running ones."""
+        self._round_sums = self._sums_type()
         seed = (self.setup.seed, epoch, self.rank) if self.setup.hyperparameters.shuffle else None
         running: list[tuple[int, Sums]] = []
-        trained = 0
         for batch, order in self._shard.segments(start, stop, seed):
             raw = self._train(batch, order, epoch)
             running += self._add_metrics(batch, order, raw)
-            trained += len(order)
         self._epoch_sums += self._round_sums
-        return RoundReport(
-            self.rank,
-            trained,
-            [ray.put(self._result(share_accumulators=round_index == rounds - 1))] if exchange else [],
-            self._round_sums,
-            running,
-        )
+        return self._round_sums, running
 
     def evaluate(self, channel: str, published: list[Any]) -> tuple[Sums, RankingCounts | None]:
         """Return the metric sums of this worker's rows of a channel under the published (or own) parameters."""
+        from rayfm.kernels.scoring import score, score_by_table
+
         parameters: Parameters | None = ray.get(published[0])[0] if published else None
         sums = self._sums_type()
         scored = []
@@ -201,6 +261,8 @@ class Worker:
         job.save_model(parameters, self.setup.hyperparameters, uris, metrics, facts)
 
     def _rule_after(self, progress: float) -> Rule:
+        from rayfm.kernels.training import Rule
+
         values = self.setup.hyperparameters
         scale = 1.0
         if values.scale_rates:
@@ -221,7 +283,9 @@ class Worker:
 
     def _result(self, *, share_accumulators: bool) -> tuple[Parameters, NDArray[np.uint8], Parameters | None]:
         shared = share_accumulators and self.setup.hyperparameters.optimizer != "adam"
-        seconds = _contiguous(self._second) if shared else None
+        seconds = None
+        if shared:  # FTRL keeps roots, and sums are averaged
+            seconds = Parameters(*map(np.square, self._second)) if self._code == FTRL else _contiguous(self._second)
         return _contiguous(self._parameters), self._scratch.touched, seconds
 
     def _adopt(self, published: list[Any]) -> None:
@@ -230,15 +294,19 @@ class Worker:
             np.copyto(own, new)
         if accumulators is not None:
             for own, new in zip(self._second, accumulators, strict=True):
-                np.copyto(own, new)
+                np.copyto(own, np.sqrt(new) if self._code == FTRL else new)
         self._restart()
 
     def _restart(self) -> None:
-        if self.setup.hyperparameters.optimizer == "ftrl":
+        from rayfm.kernels.training import restart_ftrl
+
+        if self._code == FTRL:
             first = first_states_in(self._table, self._num_factors)
             restart_ftrl(self._rule, self._parameters, first, self._second)
 
     def _train(self, batch: SparseBatch, order: NDArray[np.int64], epoch: int) -> NDArray[np.float32]:
+        from rayfm.kernels.batches import Rows
+
         raw = np.empty(len(order), np.float32)
         weights = NO_WEIGHTS if batch.weights is None else batch.weights
         rows = Rows(batch.indptr, batch.keys, batch.values, batch.labels_or_nan, weights)
@@ -257,6 +325,8 @@ class Worker:
         scratch: Scratch,
         raw: NDArray[np.float32],
     ) -> int:
+        from rayfm.kernels.training import train_rows
+
         racing = self.setup.hyperparameters.hogwild
         return train_rows(self._code, rows, order, self._rule, steps, table, scratch, raw, racing=racing)
 

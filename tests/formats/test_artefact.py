@@ -1,8 +1,8 @@
 import hashlib
 import io
 import json
-import mmap
 import struct
+from mmap import mmap as MappedFile
 
 import numpy as np
 import pytest
@@ -134,7 +134,7 @@ def test_write__refuses_missing_parts(tensors):
 
 def is_mapped(array):
     """Whether the array is a view of a mapped file."""
-    return isinstance(array, mmap.mmap) or (array is not None and is_mapped(getattr(array, "base", None)))
+    return isinstance(array, MappedFile) or (array is not None and is_mapped(getattr(array, "base", None)))
 
 
 def test_read__maps_the_file_and_copies_nothing(path):

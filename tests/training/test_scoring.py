@@ -96,7 +96,7 @@ def test_predict__gives_every_row_of_one_file_in_order_however_it_is_cut(tmp_pat
             write(file, batch)
         monkeypatch.setattr("rayfm.training.sources.MIN_PIECE_BYTES", 20_000)
         monkeypatch.setattr("rayfm.training.sources.MAX_PIECE_BYTES", 20_000)
-        monkeypatch.setattr("rayfm.training.sources.BLOCK_BYTES", 5_000)
+        monkeypatch.setattr("rayfm.training.blocks.BLOCK_BYTES", 5_000)
         predict(model, str(tmp_path / name), output=str(tmp_path / "out.csv"))
         assert np.array_equal(np.loadtxt(tmp_path / "out.csv", dtype=np.float32), model.predict(batch))
 

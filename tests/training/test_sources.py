@@ -11,10 +11,11 @@ import ray
 import scipy.sparse as sp
 
 from rayfm.batch import RowRules, SparseBatch
-from rayfm.errors import DataError
+from rayfm.errors import DataError, StoppedError
 from rayfm.formats import libsvm, recordio
 from rayfm.reading import ReadOptions
 from rayfm.training import cluster, sources
+from rayfm.training.blocks import Reading
 from rayfm.training.sources import as_source, read
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -112,6 +113,38 @@ def test_read__knows_the_width_or_infers_it(tmp_path):
 def test_read__says_what_is_wrong_with_matrices(data, labels, message):
     with pytest.raises(DataError, match=message):
         read(as_source(data, labels, None, None, "train"), RowRules())
+
+
+def test_read__by_ray_data_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_PIECE_BYTES", 2000)
+    monkeypatch.setattr(sources, "MIN_PIECE_BYTES", 100)
+    path = write(tmp_path / "rows", rows(), feature_dim=40)
+    by_tasks, batch = channel(path)
+    monkeypatch.setattr(cluster, "is_one_machine", lambda: False)  # Ray Data spreads files over several
+    by_ray_data, other = channel(path)
+    assert by_tasks.owner is None
+    assert by_ray_data.owner is not None
+    assert_same(batch, other)
+    assert_same(batch, rows())
+    assert by_tasks.num_entries == by_ray_data.num_entries == rows().num_entries
+    assert by_tasks.feature_dim == by_ray_data.feature_dim == 40
+
+
+def test_read__shows_blocks_in_order_and_can_be_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_PIECE_BYTES", 2000)
+    monkeypatch.setattr(sources, "MIN_PIECE_BYTES", 100)
+    path = write(tmp_path / "rows", rows())
+    seen = []
+    blocks = read(as_source(path), RowRules(), reading=Reading(seen=seen.append))
+    assert [(block.table, block.survey.num_rows) for block in seen] == blocks.dealt
+    left = iter([None] * 3)
+
+    def end():
+        if next(left, "over") == "over":
+            raise StoppedError("enough.")
+
+    with pytest.raises(StoppedError, match="enough"):
+        read(as_source(path), RowRules(), reading=Reading(check=end))
 
 
 def test_read_tasks__import_no_numba():
