@@ -443,7 +443,7 @@ class _FirstEpoch:
         width = self._width
         # rows that belong together in no way end the reading; none of them may come to the kernels
         self._is_on &= width is not None and survey.largest_key < width
-        self._is_on &= not self._is_inferred or survey.feature_dim == width
+        self._is_on &= not self._is_inferred or survey.feature_dim in (None, width)
         if not self._is_on:
             return
         assert width is not None

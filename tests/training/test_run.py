@@ -201,6 +201,25 @@ def test_train__history_is_an_object_and_a_file(tmp_path):
     assert (status["status"], status["seed"], status["train_instance_count"]) == ("Completed", 5, 2)
 
 
+def test_train__files_that_do_not_say_their_width_follow_one_that_does(tmp_path):
+    """The width is inferred from the first rows, and a lone worker trains on them while the others are read."""
+    features, labels = problem(100)
+    batch = SparseBatch.from_scipy(sp.csr_matrix(features), labels)
+    paths = [str(tmp_path / name) for name in ("a.pbr", "b.libsvm")]
+    with open(paths[0], "wb") as one, open(paths[1], "wb") as other:
+        recordio.write(one, batch.rows(0, 30), feature_dim=batch.feature_dim)
+        libsvm.write(other, batch.rows(30, 100))
+    options = ReadOptions(index_base=0)
+    by_files = fit(tmp_path, paths, None, "a", options=options, epochs=2, mini_batch_size=8)
+    same_bits(by_files, fit(tmp_path, features, labels, "b", epochs=2, mini_batch_size=8))
+    with open(paths[0], "wb") as one:
+        recordio.write(
+            one, SparseBatch.from_scipy(features[:30, :3], labels[:30])
+        )  # narrower than the rows of the other
+    with pytest.raises(DataError, match="rows are 3 features wide in one place"):
+        fit(tmp_path, paths, None, "c", options=options)
+
+
 def test_train__train_metrics_are_progressive(tmp_path):
     """With a rate of 0 nothing is learned, so the training metric is that of the initial model."""
     features, labels = problem(100)
