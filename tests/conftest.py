@@ -45,14 +45,15 @@ hypothesis.settings.load_profile("rayfm")
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items):
-    """Keep all tests of the session's Ray in one process, so that there is one Ray; others run beside them.
+    """Keep all tests of the session's Ray in one process, but those of a group of their own; others run beside them.
 
     Those of endpoints come last, because Ray Serve takes half a core from when it is started on, and because others
     start a Serve of their own: two at once on a machine are in each other's way.
     """
     items.sort(key=lambda item: "serve" in getattr(item, "fixturenames", ()))
     for item in items:
-        if "ray_cluster" in getattr(item, "fixturenames", ()):
+        has_group = item.get_closest_marker("xdist_group") is not None
+        if "ray_cluster" in getattr(item, "fixturenames", ()) and not has_group:
             item.add_marker(pytest.mark.xdist_group("ray"))
 
 

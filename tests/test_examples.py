@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("RAYFM_TEST_DATA", ROOT.parent / "shared" / "data"))
 REFERENCE = Path(__file__).parent / "golden" / "training_reference_ml100k.json"
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.xdist_group("examples")]  # beside all other runs
 
 RECIPES = {
     "movielens_100k": ("ml-100k", "rmse", 0.918),
