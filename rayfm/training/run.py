@@ -36,10 +36,11 @@ from rayfm.kernels.tables import CODES, size_bytes
 from rayfm.metrics import Metric, RankingCounts, Sums, default_metric, metric_named, sums_for
 from rayfm.storage import local_path
 from rayfm.training import cluster, job, sources
-from rayfm.training.blocks import Block, Reading
+from rayfm.training.blocks import Reading
+from rayfm.training.first_epoch import FirstEpoch
 from rayfm.training.messages import RoundReport, WorkerSetup
 from rayfm.training.parameter_server import ParameterServer
-from rayfm.training.shard import BlockSlice, deal
+from rayfm.training.shard import deal
 from rayfm.training.sources import Blocks, Source
 from rayfm.training.worker import Worker
 
@@ -145,7 +146,7 @@ class Run:
         self.seed = secrets.randbits(63) if self._values.seed is None else self._values.seed
         self._sources = dict(spec.channels)
         self._history: list[Event] = []
-        self._first: _FirstEpoch | None = None
+        self._first: FirstEpoch | None = None
         self._began = time.monotonic()
 
     def execute(self) -> job.TrainingResult:
@@ -173,10 +174,10 @@ class Run:
         spare = cluster.spare_cpus(request) if cluster.is_one_machine() else 0.0
         with ExitStack() as stack:
             team = stack.enter_context(self._team(request)) if spare else None  # they start while channels are read
-            cpus = min(1.0, (spare or 1.0) / max(1, int(cluster.cluster_cpus())))
+            cpus = min(1.0, spare / max(1.0, cluster.cluster_cpus())) if spare else 1.0
             if team is not None and spec.world_size == 1 and not self._values.shuffle:
-                self._first = _FirstEpoch(team.workers[0], self._values.feature_dim, self._check_memory)
-            channels, feature_dim = self._read_channels(Reading(cpus if spare else 1.0, self._check_stopped))
+                self._first = FirstEpoch(team.workers[0], self._values.feature_dim, self._check_memory)
+            channels, feature_dim = self._read_channels(Reading(cpus, self._check_stopped))
             self._check_memory(feature_dim)
             team = team or stack.enter_context(self._team(request))
             self._start(team, channels, feature_dim)
@@ -414,57 +415,6 @@ class Run:
 
 def _named(channel: str, measured: Mapping[str, float]) -> dict[str, float]:
     return {f"{channel}:{name}": value for name, value in measured.items()}
-
-
-class _FirstEpoch:
-    """The first epoch of a worker that is alone, in file order: it is trained while the rows are being read.
-
-    Parameters
-    ----------
-    worker
-        The worker.
-    feature_dim
-        Width of the model; None when it is to be inferred. Then rows must say themselves how wide they are; those that
-        do not are trained on when all are there.
-    check_memory
-        Called with the width before the worker allocates anything.
-    """
-
-    def __init__(self, worker: Any, feature_dim: int | None, check_memory: Callable[[int], None]) -> None:
-        self.reports: list[Any] = []
-        self._worker, self._width, self._check_memory = worker, feature_dim, check_memory
-        self._is_inferred, self._is_on, self._unseen = feature_dim is None, True, 0
-
-    def take(self, block: Block) -> None:
-        """Train on a block."""
-        survey = block.survey
-        if not self.reports:
-            self._width = self._width or survey.feature_dim
-        width = self._width
-        # rows that belong together in no way end the reading; none of them may come to the kernels
-        self._is_on &= width is not None and survey.largest_key < width
-        self._is_on &= not self._is_inferred or survey.feature_dim in (None, width)
-        if not self._is_on:
-            return
-        assert width is not None
-        if not self.reports:
-            self._check_memory(width)
-            self._worker.prepare.remote(width)
-        self.reports.append(
-            self._worker.train_arrived.remote([BlockSlice(block.table, 0, survey.num_rows)], is_last=False)
-        )
-        self._look()
-
-    def end(self) -> None:
-        """Train on the last rows."""
-        if self.reports:
-            self.reports.append(self._worker.train_arrived.remote([], is_last=True))
-
-    def _look(self) -> None:
-        """Raise what a call has raised."""
-        while self._unseen < len(self.reports) and ray.wait([self.reports[self._unseen]], timeout=0)[0]:
-            ray.get(self.reports[self._unseen])
-            self._unseen += 1
 
 
 class _Team:

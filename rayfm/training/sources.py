@@ -351,18 +351,18 @@ def read(source: Source, rules: RowRules, index_base: int | None = None, reading
     """
     source, notes = source.settled(index_base)
     reading = reading or Reading()
-    read: list[Block] = []
+    kept: list[Block] = []
     try:
         owner, found = source.read(rules, reading)
         for block in found:
             if block.survey.num_rows:
-                read.append(block)
+                kept.append(block)
                 reading.seen(block)
     except ray.exceptions.RayError as error:
         raise cluster.explain(error, f"reading {source.description} failed") from error
-    if not read:
+    if not kept:
         raise DataError("there are no rows.", "Check the path and the export.", source.description)
-    surveys = [block.survey for block in read]
+    surveys = [block.survey for block in kept]
     inferred = max(survey.largest_key for survey in surveys) + 1
     widths = {survey.feature_dim for survey in surveys if survey.feature_dim}
     if widths and max(inferred, *widths) > min(widths):
@@ -370,5 +370,5 @@ def read(source: Source, rules: RowRules, index_base: int | None = None, reading
         raise DataError(problem, EQUAL_WIDTHS, source.description)
     base = source.options.index_base if isinstance(source, FilesSource) else None
     entries = sum(survey.num_entries for survey in surveys)
-    dealt = [(block.table, block.survey.num_rows) for block in read]
+    dealt = [(block.table, block.survey.num_rows) for block in kept]
     return Blocks(dealt, entries, max(widths, default=inferred) or None, base, notes, owner)

