@@ -93,7 +93,7 @@ class RowwiseAdaGrad:
 
 
 class Ftrl:
-    """FTRL-proximal; z starts where its closed form gives the initial parameter."""
+    """FTRL-proximal, as in algorithm 1 of McMahan et al. (KDD 2013)."""
 
     def __init__(self, lr, l2, l1, beta, clip):
         self.lr, self.l2, self.l1, self.beta, self.clip = lr, l2, l1, beta, clip
@@ -103,8 +103,7 @@ class Ftrl:
         for name, g in gradients.items():
             w = parameters[name]
             n = self.n.get(name, 0.0)
-            start = -w * ((self.beta + math.sqrt(n)) / self.lr + self.l2) - math.copysign(self.l1, w) if w else 0.0
-            z = self.z.get(name, start)
+            z = self.z.get(name, 0.0)
             if self.clip > 0:
                 g = min(max(g, -self.clip), self.clip)
             sigma = (math.sqrt(n + g * g) - math.sqrt(n)) / self.lr

@@ -58,7 +58,7 @@ class Scratch(NamedTuple):
     gradient: Float32  # (threads, length)    of one feature
     totals: NDArray[np.float64]  # (threads, 8)    sum of second states
     counters: NDArray[np.int64]  # (24,)
-    touched: NDArray[np.uint8]  # (feature_dim,) or (0,)    features of all mini-batches since its owner cleared it
+    touched: NDArray[np.uint8]  # (feature_dim,) or (0,)    of features of all mini-batches, TOUCHED
     noted_capacity: int
 
 

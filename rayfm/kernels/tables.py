@@ -26,6 +26,10 @@ SLOT, ROWWISE = 3, 1
 """Where in the head of a feature training keeps its slot (an integer), and rowwise_adagrad the one accumulator of all
 factors, as it has no first state."""
 
+IN_ROUND, IN_EPOCH = 1, 2
+TOUCHED = IN_ROUND | IN_EPOCH
+"""What a worker that is not alone notes of a feature when it updates it."""
+
 _HEAD = 4
 _ROWS_MOVED = 2**16
 _CACHE_LINE = 64
@@ -39,6 +43,14 @@ class Parameters(NamedTuple):
     bias: Float32  # (1,)
     linear: Float32  # (feature_dim,)
     factors: Float32  # (feature_dim, num_factors)
+
+
+class Places(NamedTuple):
+    """Where in the record of a feature one number is for its linear term, and `width` from `vector` on are for V."""
+
+    single: int
+    vector: int
+    width: int
 
 
 class Table(NamedTuple):
@@ -86,21 +98,31 @@ def size_bytes(code: int, feature_dim: int, num_factors: int) -> int:
     return 4 * feature_dim * (_HEAD + padded(num_factors) * _PARTS[code])
 
 
+def parameter_places(num_factors: int) -> Places:
+    """Return where the parameters are."""
+    return Places(0, _HEAD, num_factors)
+
+
+def second_state_places(table: Table, num_factors: int) -> Places:
+    """Return where the second states are; rowwise_adagrad has one for all factors."""
+    if table.step == _HEAD + table.length:
+        return Places(2, ROWWISE, 1)
+    return Places(2, table.step - table.length, num_factors)
+
+
 def parameters_in(table: Table, num_factors: int) -> Parameters:
     """Return views of the parameters; they are not contiguous."""
-    return _views(table, 0, 0, num_factors)
+    return _views(table, parameter_places(num_factors))
 
 
 def first_states_in(table: Table, num_factors: int) -> Parameters:
     """Return views of the first states of an optimizer that has two."""
-    return _views(table, 1, table.length, num_factors)
+    return _views(table, Places(1, _HEAD + table.length, num_factors))
 
 
 def second_states_in(table: Table, num_factors: int) -> Parameters:
     """Return views of the second states; factors have shape (feature_dim, 1) in rowwise_adagrad."""
-    if table.step == _HEAD + table.length:
-        return _views(table, 2, ROWWISE - _HEAD, 1)
-    return _views(table, 2, table.step - _HEAD - table.length, num_factors)
+    return _views(table, second_state_places(table, num_factors))
 
 
 def into_parameters(table: Table, num_factors: int) -> Parameters:
@@ -115,10 +137,10 @@ def into_parameters(table: Table, num_factors: int) -> Parameters:
     return Parameters(bias, linear, factors)
 
 
-def _views(table: Table, single: int, offset: int, width: int) -> Parameters:
+def _views(table: Table, places: Places) -> Parameters:
+    single, vector, width = places
     records = table.heads.reshape(-1, table.step)
-    start = _HEAD + offset
-    return Parameters(table.bias[single : single + 1], records[:, single], records[:, start : start + width])
+    return Parameters(table.bias[single : single + 1], records[:, single], records[:, vector : vector + width])
 
 
 def _aligned(size: int) -> Float32:

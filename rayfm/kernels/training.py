@@ -27,7 +27,7 @@ from rayfm.kernels.batches import Rows, Scratch, enter_noted, score_rows, slot_p
 from rayfm.kernels.jit import is_finite, kernel, part, read_only
 from rayfm.kernels.optimizers import BETA1, BETA2, adagrad, adam, decayed, ftrl, ftrl_linear_term
 from rayfm.kernels.scoring import raw_score
-from rayfm.kernels.tables import ADAGRAD, ADAM, FTRL, ROWWISE, ROWWISE_ADAGRAD, Table, width_of
+from rayfm.kernels.tables import ADAGRAD, ADAM, FTRL, ROWWISE, ROWWISE_ADAGRAD, TOUCHED, Table, width_of
 from rayfm.kernels.threads import add_and_fetch, fetch, meet
 from rayfm.kernels.vectors import Constant, full, item, load, prefetch, put, store, total, value_of
 
@@ -176,7 +176,7 @@ def update(width, code, rule, lr, touched, table, scratch, thread, group):  # ty
                 width, code, table, j, pairs, gradient, square, records, lr[2], rule.wd[2], rule.l1[2], rule
             )
         if len(scratch.touched):
-            put(scratch.touched, j, 1)
+            put(scratch.touched, j, TOUCHED)
     return squares + total(seconds)
 
 
@@ -309,27 +309,49 @@ def train_row_by_row(width, code, rows, order, rule, steps, table, scratch, thre
                     width, code, table, j, sum_ * ex, gradient, ex * x, one, lr[2], rule.wd[2], rule.l1[2], rule
                 )
             if len(scratch.touched):
-                put(scratch.touched, j, 1)
+                put(scratch.touched, j, TOUCHED)
         if not is_finite(error) or not is_finite(squares + total(seconds)):
             return -1 - (steps + position)
     return steps + len(order)
 
 
 @kernel
-def restart_ftrl(rule, params, first, second):  # type: ignore[no-untyped-def]
-    """Set FTRL's linear terms so that its closed form gives `params`: at the start, and after an averaging."""
+def restart_ftrl(rule, params, first, second, features):  # type: ignore[no-untyped-def]
+    """Set FTRL's linear terms so that its closed form gives `params`, for the bias and `features`.
+
+    They start at 0, as in McMahan's algorithm 1: what was drawn counts in the first update only. They are set anew
+    when `params` come from others.
+    """
     first.bias[0] = ftrl_linear_term(
         params.bias[0], first.bias[0], second.bias[0], rule.lr[0], rule.wd[0], rule.l1[0], rule.beta
     )
+    for feature in features:
+        restart_feature(rule, params, first, second, np.int64(feature))
+
+
+@kernel
+def rescale_ftrl(rule, params, first, second):  # type: ignore[no-untyped-def]
+    """Do the same for whatever has been learned, when the rates have changed."""
+    restart_ftrl(rule, params, first, second, np.empty(0, np.uint32))
     for j in range(len(params.linear)):
-        first.linear[j] = ftrl_linear_term(
-            params.linear[j], first.linear[j], second.linear[j], rule.lr[1], rule.wd[1], rule.l1[1], rule.beta
-        )
+        learned = first.linear[j] != 0
         for f in range(params.factors.shape[1]):
-            first.factors[j, f] = ftrl_linear_term(
-                params.factors[j, f], first.factors[j, f], second.factors[j, f],
-                rule.lr[2], rule.wd[2], rule.l1[2], rule.beta,
-            )  # fmt: skip
+            learned |= first.factors[j, f] != 0
+        if learned:
+            restart_feature(rule, params, first, second, j)
+
+
+@part
+def restart_feature(rule, params, first, second, j):  # type: ignore[no-untyped-def]
+    """Set the linear terms of feature `j`."""
+    first.linear[j] = ftrl_linear_term(
+        params.linear[j], first.linear[j], second.linear[j], rule.lr[1], rule.wd[1], rule.l1[1], rule.beta
+    )
+    for f in range(params.factors.shape[1]):
+        first.factors[j, f] = ftrl_linear_term(
+            params.factors[j, f], first.factors[j, f], second.factors[j, f],
+            rule.lr[2], rule.wd[2], rule.l1[2], rule.beta,
+        )  # fmt: skip
 
 
 def train_rows(

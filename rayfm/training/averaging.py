@@ -39,10 +39,15 @@ accumulators are averaged, no matter whether every round or every epoch; ml-100k
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfm.kernels.tables import Parameters
+from rayfm.training.messages import Published, RoundResult
+
+if TYPE_CHECKING:
+    from rayfm.kernels.exchange import Combiner
 
 REACH = {"adam": 1.0, "adagrad": 0.5, "ftrl": 0.5, "rowwise_adagrad": 0.5}
 """p of the formulas above."""
@@ -62,61 +67,27 @@ def local_rate_scale(optimizer: str, world_size: int, progress: float) -> float:
     return 1.0 + (full - 1.0) * min(1.0, progress / WARM_UP_EPOCHS)
 
 
-def combine(
-    old: Parameters, moved: list[Parameters], touched: list[NDArray[np.uint8]], rows: list[int], reach: float
-) -> Parameters:
-    """Combine the workers' parameters, in rank order, so that the same inputs give the same bits.
+def combine(results: list[RoundResult], parameters: Combiner, accumulators: Combiner | None, reach: float) -> Published:
+    """Combine what the workers, in rank order, have made of a round.
 
     Parameters
     ----------
-    old
-        What every worker started the round from.
-    moved, touched, rows
-        One per rank: the parameters, shape (feature_dim,) flags of the features in its rows, and the number of
-        rows it trained on. Ranks without rows do not count; there is at least one with.
+    parameters, accumulators
+        Of every feature as all workers had them before; they become what is returned.
     reach
         p of the module's formulas.
     """
-    present = [rank for rank, count in enumerate(rows) if count]
-    shares = {rank: np.float32(rows[rank] / sum(rows)) for rank in present}
-    counts = np.zeros(len(old.linear), np.int32)
-    for rank in present:
-        counts += touched[rank]
-    factor = (len(present) / np.maximum(counts, 1)) ** (1.0 - reach)
-    factor = np.where(counts > 0, factor, 0.0).astype(np.float32)
-    shapes = ((1,), (-1,), (-1, 1))
-    scales = [scale.reshape(shape) for scale, shape in zip((np.ones(1, "f4"), factor, factor), shapes, strict=True)]
-    return Parameters(
-        *(
-            _moved(old[index], [(moved[rank][index], shares[rank]) for rank in present], scales[index])
-            for index in range(3)
-        )
-    )
+    present = [result for result in results if result.num_rows]
+    total = sum(result.num_rows for result in present)
+    shares = [result.num_rows / total for result in present]
+    moved = parameters.combine([result.parameters for result in present], shares, _factors(len(present), reach))
+    gathered = [result.accumulators for result in present if result.accumulators is not None]
+    if accumulators is None or not gathered:
+        return Published(moved, None)
+    return Published(moved, accumulators.combine(gathered, shares, _factors(len(present), 1.0)))
 
 
-def average(states: list[Parameters], rows: list[int]) -> Parameters:
-    """Return the average weighted by rows, in rank order."""
-    pairs = [(state, np.float32(count / sum(rows))) for state, count in zip(states, rows, strict=True) if count]
-    return Parameters(*(_weighted_sum([(state[index], share) for state, share in pairs]) for index in range(3)))
-
-
-def _weighted_sum(terms: list[tuple[NDArray[np.float32], np.float32]]) -> NDArray[np.float32]:
-    total = terms[0][0] * terms[0][1]
-    scratch = np.empty_like(total)
-    for array, share in terms[1:]:
-        np.multiply(array, share, out=scratch)
-        total += scratch
-    return total
-
-
-def _moved(
-    start: NDArray[np.float32],
-    ends: list[tuple[NDArray[np.float32], np.float32]],
-    scale: NDArray[np.float32],
-) -> NDArray[np.float32]:
-    """Return start + scale · Σ share · (end − start), for pairs (end, share)."""
-    total = _weighted_sum(ends)
-    total -= start
-    total *= scale
-    total += start
-    return total
+def _factors(workers: int, reach: float) -> NDArray[np.float32]:
+    """Return (N / c)^(1 − p) for c from 0 to N; nobody looks at that of 0."""
+    counts = np.maximum(np.arange(workers + 1), 1)
+    return ((workers / counts) ** (1.0 - reach)).astype(np.float32)

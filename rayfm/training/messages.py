@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rayfm.hyperparameters import Hyperparameters
 from rayfm.metrics import Sums
+
+if TYPE_CHECKING:
+    from rayfm.kernels.exchange import FeatureRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +33,47 @@ class WorkerSetup:
 
 @dataclass(frozen=True, slots=True)
 class RoundReport:
-    """What a worker says after a round.
+    """What a worker tells the controller after a round.
 
     Attributes
     ----------
-    result
-        Reference to (its `Parameters`, the features it touched, its accumulators or None) in a list, empty when
-        nothing is averaged.
     sums
         Training metrics of the rows of the round, each scored before the update it took part in.
     running
         (mini-batch, sums since the epoch began) at every `BATCHES_BETWEEN_METRICS`-th mini-batch.
     seconds
-        How long it took.
+        How long it computed.
     """
 
     rank: int
     num_rows: int
-    result: list[Any]
     sums: Sums
     running: list[tuple[int, Sums]]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """What a worker tells the parameter server after a round.
+
+    Attributes
+    ----------
+    num_rows
+        How many rows it trained on.
+    parameters
+        Of the features that it updated in the round.
+    accumulators
+        Sums of squared gradients of the features that it updated in the epoch, when that ends and there are any.
+    """
+
+    num_rows: int
+    parameters: FeatureRows
+    accumulators: FeatureRows | None
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What the parameter server makes of them, of every feature that any worker told it."""
+
+    parameters: FeatureRows
+    accumulators: FeatureRows | None

@@ -1,20 +1,17 @@
 """The parameter server: combines what the workers learned in a round and publishes it.
 
-The combination is put into the object store once and every worker maps it. A plain class, so that it can be tested
-and used without Ray; `run` makes an actor of it.
+What it returns lies in the object store once, and every worker maps it. A plain class, so that it can be tested and
+used without Ray; `run` makes an actor of it.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import ray
 
-from rayfm.kernels.tables import Parameters
-from rayfm.model import FactorizationMachine
-from rayfm.training.averaging import REACH, average, combine
-from rayfm.training.messages import WorkerSetup
+from rayfm.kernels.exchange import Combiner, warm_up_combiner
+from rayfm.model import draw_parameters
+from rayfm.training.averaging import REACH, combine
+from rayfm.training.messages import Published, RoundResult, WorkerSetup
 
 
 class ParameterServer:
@@ -24,35 +21,22 @@ class ParameterServer:
     ----------
     setup
         The same as the workers'; the server starts from the same parameters as they do.
-    feature_dim
-        Width of the model.
     """
 
-    def __init__(self, setup: WorkerSetup, feature_dim: int) -> None:
-        self._setup = setup
-        model = FactorizationMachine.initialised(setup.hyperparameters, feature_dim, setup.seed)
-        self._current = Parameters(np.full(1, model.bias, np.float32), model.linear, model.factors)
-        self._published: list[Any] = []
+    def __init__(self, setup: WorkerSetup) -> None:
+        self._values, self._seed = setup.hyperparameters, setup.seed
+        self._reach = REACH[self._values.optimizer] if self._values.scale_rates else 1.0
+        warm_up_combiner()
 
-    def average(self, results: list[Any], rows: list[int]) -> list[Any]:
-        """Combine the results of a round into new parameters and publish them.
+    def prepare(self, feature_dim: int) -> None:
+        """Draw the parameters that the workers start from."""
+        bias, rows = np.zeros(1, np.float32), np.zeros((feature_dim, 1 + self._values.num_factors), np.float32)
+        draw_parameters((bias, rows[:, 0], rows[:, 1:]), self._values, self._seed)
+        self._parameters, self._accumulators = Combiner(bias, rows), None
+        if self._values.optimizer != "adam":
+            factors = 1 if self._values.optimizer == "rowwise_adagrad" else self._values.num_factors
+            self._accumulators = Combiner(np.zeros(1, np.float32), np.zeros((feature_dim, 1 + factors), np.float32))
 
-        Parameters
-        ----------
-        results
-            Of each rank, in order, a reference to (`Parameters`, touched features, accumulators or None).
-        rows
-            Of each rank, the rows it trained on.
-
-        Returns
-        -------
-        published
-            The reference to (new parameters, averaged accumulators or None), in a list: workers map the object, it
-            is never copied to them.
-        """
-        moved, touched, accumulators = (list(column) for column in zip(*ray.get(results), strict=True))
-        reach = REACH[self._setup.hyperparameters.optimizer] if self._setup.hyperparameters.scale_rates else 1.0
-        self._current = combine(self._current, moved, touched, rows, reach)
-        shared = None if accumulators[0] is None else average(accumulators, rows)
-        self._published = [*self._published[-1:], ray.put((self._current, shared))]  # the older may still be read
-        return self._published[-1:]
+    def average(self, *results: RoundResult) -> Published:
+        """Combine the results of a round, those of the ranks in their order, into what all go on from."""
+        return combine(list(results), self._parameters, self._accumulators, self._reach)

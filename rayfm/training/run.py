@@ -13,6 +13,7 @@ import math
 import os
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,8 @@ from rayfm.training.worker import Worker
 
 ROUNDS_PER_EPOCH = 8
 """Averagings in an epoch of several workers; rayfm/training/averaging.py has what was measured."""
+
+ROUNDS_UNDER_WAY = 2
 
 ROWS_BETWEEN_SIGNS_OF_LIFE = 200_000
 """A lone worker averages nothing, but hands back control so often for the progress display and `stop`."""
@@ -125,8 +128,8 @@ class _Best:
 
     epoch: int = -1
     value: float = float("nan")
-    published: list[Any] = field(default_factory=list)
-    """Its parameters; empty where they are those that a lone worker has in the end."""
+    parameters: Any = None
+    """Reference to its parameters; None where the workers have them."""
 
 
 class Run:
@@ -246,14 +249,13 @@ class Run:
             name: deal(blocks.dealt, spec.world_size, striped=self._values.shuffle and name == "train")
             for name, blocks in channels.items()
         }
-        shard_rows = self._wait(
-            [
-                worker.load.remote({name: ranks[rank] for name, ranks in shards.items()}, feature_dim)
-                for rank, worker in enumerate(team.workers)
-            ],
-            "loading the shards",
-        )
-        team.start_server(feature_dim)
+        loads = [
+            worker.load.remote({name: ranks[rank] for name, ranks in shards.items()}, feature_dim)
+            for rank, worker in enumerate(team.workers)
+        ]
+        if team.server is not None:
+            self._wait([team.server.prepare.remote(feature_dim)], "starting the parameter server")
+        shard_rows = self._wait(loads, "loading the shards")
         self._emit({"event": "start", "workers": spec.world_size, "seconds": started_s + time.time() - began})
         self._emit({"event": "compile", "seconds": compiled_s})
         self._rounds = self._rounds_per_epoch(shard_rows)
@@ -268,11 +270,12 @@ class Run:
         """Train all epochs, or until the validation metric stops getting better; return the best epoch."""
         values, best = self._values, _Best()
         judge = self._judge()
-        published: list[Any] = []
         for epoch in range(values.epochs):
-            record, published = self._train_epoch(team, epoch, published)
+            if best.epoch >= 0 and best.parameters is None:
+                best.parameters = team.workers[0].parameters.remote()  # before they go on
+            record = self._train_epoch(team, epoch)
             if "validation" in channels:
-                measured = self._evaluate(team, "validation", published)
+                measured = self._evaluate(team, "validation")
                 record.update(_named("validation", measured))
                 if np.isnan(measured[judge.name]):
                     raise DataError(
@@ -282,7 +285,7 @@ class Run:
                 improved = epoch == 0 or judge.is_better(measured[judge.name], than=best.value)
                 record["best"] = improved
                 if improved:
-                    best = _Best(epoch, measured[judge.name], published or self._published_by(team))
+                    best = _Best(epoch, measured[judge.name])
             self._history.append(record)
             self._emit(record)
             patience = values.early_stopping_patience
@@ -290,12 +293,7 @@ class Run:
             if patience and waited >= patience and epoch + 1 < values.epochs:
                 self._emit({"event": "early stop", "epoch": epoch, "best_epoch": best.epoch, "metric": judge.name})
                 break
-        return best if best.published else _Best(values.epochs - 1, published=published)
-
-    def _published_by(self, team: _Team) -> list[Any]:
-        """Publish the parameters of a lone worker."""
-        published: list[Any] = self._wait([team.workers[0].publish.remote()], "publishing the parameters")[0]
-        return published
+        return best if best.epoch >= 0 else _Best(values.epochs - 1)
 
     def _judge(self) -> Metric:
         name = self._values.early_stopping_metric
@@ -303,41 +301,40 @@ class Run:
             return default_metric(self._values.predictor_type)
         return metric_named(name, self._values.predictor_type)
 
-    def _train_epoch(self, team: _Team, epoch: int, published: list[Any]) -> tuple[Event, list[Any]]:
-        """Train one epoch; return its record and the reference to the averaged parameters, if any."""
+    def _train_epoch(self, team: _Team, epoch: int) -> Event:
+        """Train one epoch; return its record."""
         began = time.time()
-        exchange = self.spec.world_size > 1
         sums: Sums = sums_for(self._values.predictor_type)()
-        rows, exchange_seconds, busy_seconds = 0, 0.0, 0.0
+        rows, computing = 0, 0.0
         early = self._first.reports if self._first and epoch == 0 else []
-        for index in range(len(early) or self._rounds):
+        rounds = ([report] for report in early) if early else self._rounds_of(team, epoch)
+        for index, calls in enumerate(rounds):
             self._check_stopped()
-            calls = early[index : index + 1] or [
-                worker.train_round.remote(epoch, index, self._rounds, published, exchange=exchange)
-                for worker in team.workers
-            ]
-            reports: list[RoundReport] = self._wait(calls, f"epoch {epoch}, round {index}")
-            busy_seconds += reports[0].seconds
-            trained = [report.num_rows for report in reports]
-            if exchange and any(trained):
-                since = time.time()
-                results = [report.result[0] for report in reports]
-                published = self._wait([team.server.average.remote(results, trained)], "averaging")[0]
-                exchange_seconds += time.time() - since
+            reports: list[RoundReport] = self._wait(calls[: self.spec.world_size], f"epoch {epoch}, round {index}")
+            self._wait(calls[self.spec.world_size :], f"averaging epoch {epoch}, round {index}")
+            computing += max(report.seconds for report in reports)
             for report in reports:
                 sums = sums + report.sums
-            rows += sum(trained)
+                rows += report.num_rows
             self._emit_round(epoch, rows, reports)
-        seconds = busy_seconds if early else time.time() - began
-        record: Event = {
+        seconds = computing if early else time.time() - began
+        return {
             "event": "epoch",
             "epoch": epoch,
             "seconds": seconds,
-            "exchange_seconds": exchange_seconds,
+            "exchange_seconds": seconds - computing if self.spec.world_size > 1 else 0.0,
             "records_per_second": rows / max(seconds, 1e-9),
             **_named("train", sums.values()),
         }
-        return record, published
+
+    def _rounds_of(self, team: _Team, epoch: int) -> Iterator[list[Any]]:
+        """Yield what `_Team.train_round` returns; a few rounds are under way, so that workers wait for nobody else."""
+        under_way: deque[list[Any]] = deque()
+        for index in range(self._rounds):
+            under_way.append(team.train_round(epoch, index, self._rounds))
+            if len(under_way) > ROUNDS_UNDER_WAY:
+                yield under_way.popleft()
+        yield from under_way
 
     def _emit_round(self, epoch: int, rows: int, reports: list[RoundReport]) -> None:
         running = [
@@ -347,10 +344,10 @@ class Run:
         ]
         self._emit({"event": "round", "epoch": epoch, "rows": rows, "running": running}, keep=bool(running))
 
-    def _evaluate(self, team: _Team, channel: str, published: list[Any]) -> dict[str, float]:
-        """Measure parameters on the rows of a channel, spread over the workers."""
+    def _evaluate(self, team: _Team, channel: str, parameters: Any = None) -> dict[str, float]:
+        """Measure parameters, by default those that the workers have, on the rows of a channel."""
         parts = self._wait(
-            [worker.evaluate.remote(channel, published) for worker in team.workers], f"evaluating {channel}"
+            [worker.evaluate.remote(channel, parameters) for worker in team.workers], f"evaluating {channel}"
         )
         sums, ranking = parts[0]
         for more, counts in parts[1:]:
@@ -366,19 +363,20 @@ class Run:
         record = self._history[best.epoch]
         metrics = {name: value for name, value in record.items() if ":" in name}
         if "test" in channels:
-            measured = _named("test", self._evaluate(team, "test", best.published))
+            measured = _named("test", self._evaluate(team, "test", best.parameters))
             metrics.update(measured)
             self._emit({"event": "test", **measured})
         self._emit({"event": "upload"})
         directory = self.spec.directory
         uris = [directory.model_uri, *([directory.archive_uri] if self.spec.archive else [])]
         facts = self._facts(best, channels)
-        if not best.published and self._reaches(team.workers[0], directory.uri):
+        if best.parameters is None and self._reaches(team.workers[0], directory.uri):
             # without a deadline, and not to be stopped: what is trained is not thrown away half-written
             cluster.wait_for([team.workers[0].save.remote(uris, metrics, facts)], math.inf, "writing the model")
         else:
-            published = best.published or self._published_by(team)
-            job.save_model(ray.get(published[0])[0], self._values, uris, metrics, facts)
+            reference = best.parameters or team.workers[0].parameters.remote()
+            [parameters] = self._wait([reference], "fetching the parameters")
+            job.save_model(parameters, self._values, uris, metrics, facts)
         return job.TrainingResult(directory, metrics, self._history, best.epoch)
 
     def _reaches(self, worker: Any, uri: str) -> bool:
@@ -433,8 +431,9 @@ class _Team:
         return max(1, machine // self._spec.world_size if self._spec.oversubscribe else int(self._cpus))
 
     def start(self, setup: WorkerSetup) -> None:
-        """Start one worker per place of the placement group; `ready` is when they have compiled."""
-        self._setup = setup
+        """Start one worker per place of the placement group, and the server; `ready` is when they have compiled."""
+        if setup.world_size > 1:
+            self.server = ray.remote(ParameterServer).options(num_cpus=0).remote(setup)
         worker_class = ray.remote(Worker)
         self.workers = [
             worker_class.options(
@@ -445,10 +444,20 @@ class _Team:
         ]
         self.ready = [worker.warm_up.remote() for worker in self.workers]
 
-    def start_server(self, feature_dim: int) -> None:
-        """Start the parameter server when there is anything to average."""
-        if self._spec.world_size > 1:
-            self.server = ray.remote(ParameterServer).options(num_cpus=0).remote(self._setup, feature_dim)
+    def train_round(self, epoch: int, index: int, rounds: int) -> list[Any]:
+        """Let the workers train on a round, and go on from its average.
+
+        Returns
+        -------
+        calls
+            Of each rank the one that returns its report; then, unless it is alone, the one that adopts the average.
+        """
+        calls = [worker.train_round.options(num_returns=2).remote(epoch, index, rounds) for worker in self.workers]
+        reports, results = (list(column) for column in zip(*calls, strict=True))
+        if self.server is None:
+            return reports
+        published = self.server.average.remote(*results)
+        return reports + [worker.adopt.remote(published) for worker in self.workers]
 
     def dismiss(self) -> None:
         """End the actors at once, whatever they are doing."""

@@ -18,23 +18,29 @@ from rayfm.errors import DivergenceError, HyperparameterError
 from rayfm.kernels.tables import (
     CODES,
     FTRL,
+    IN_EPOCH,
+    IN_ROUND,
     Parameters,
+    Places,
     Table,
     first_states_in,
     into_parameters,
     new_table,
+    parameter_places,
     parameters_in,
+    second_state_places,
     second_states_in,
 )
 from rayfm.metrics import RankingCounts, Sums, sums_for
 from rayfm.model import draw_parameters
 from rayfm.training import job
 from rayfm.training.averaging import local_rate_scale
-from rayfm.training.messages import RoundReport, WorkerSetup
+from rayfm.training.messages import Published, RoundReport, RoundResult, WorkerSetup
 from rayfm.training.shard import BlockSlice, Shard
 
 if TYPE_CHECKING:  # kernels are brought in where they are used: the controller has no use for Numba
     from rayfm.kernels.batches import Rows, Scratch
+    from rayfm.kernels.exchange import FeatureRows
     from rayfm.kernels.training import Rule
 
 BATCHES_BETWEEN_METRICS = 500
@@ -83,15 +89,19 @@ class Worker:
         return parameters_in(self._table, self._num_factors)
 
     @property
-    def _second(self) -> Parameters:
-        return second_states_in(self._table, self._num_factors)
+    def _second_places(self) -> Places:
+        return second_state_places(self._table, self._num_factors)
+
+    @property
+    def _ftrl_state(self) -> tuple[Parameters, Parameters, Parameters]:
+        own = self._table, self._num_factors
+        return parameters_in(*own), first_states_in(*own), second_states_in(*own)
 
     def prepare(self, feature_dim: int) -> None:
         """Allocate and draw the parameters."""
         self._table, self._has_table = self._new_table(feature_dim), True
         self._rule = self._rule_after(0.0)
         draw_parameters(self._parameters, self.setup.hyperparameters, self.setup.seed)
-        self._restart()
 
     def load(self, channels: dict[str, list[BlockSlice]], feature_dim: int) -> int:
         """Load the rows of ``train``, unless they have come already, and remember the other channels.
@@ -128,7 +138,24 @@ class Worker:
         scratch = self._new_scratch(table, Shard([], 1, 0), self._threads)
         self._train_rows(rows, np.zeros(1, np.int64), self._rule_after(0.0), 0, table, scratch, raw)
         score_by_table(SparseBatch(indptr, keys, values), table, self._num_factors)
+        if self.setup.world_size > 1:
+            self._warm_up_exchange(table, keys)
         return self._starting_s, time.time() - began
+
+    def _warm_up_exchange(self, table: Table, no_features: NDArray[np.uint32]) -> None:
+        from rayfm.kernels.exchange import gather, scatter
+        from rayfm.kernels.jit import read_only
+        from rayfm.kernels.training import rescale_ftrl, restart_ftrl
+
+        scatter(
+            table, parameter_places(self._num_factors), gather(table, parameter_places(self._num_factors), no_features)
+        )
+        if self._code == FTRL:
+            views = [
+                views_in(table, self._num_factors) for views_in in (parameters_in, first_states_in, second_states_in)
+            ]
+            restart_ftrl(self._rule_after(0.0), *views, read_only(no_features))
+            rescale_ftrl(self._rule_after(0.0), *views)
 
     def _new_table(self, feature_dim: int) -> Table:
         return new_table(self._code, feature_dim, self._num_factors)
@@ -154,17 +181,13 @@ class Worker:
             is_shared=self.setup.world_size > 1,
         )
 
-    def train_round(
-        self, epoch: int, round_index: int, rounds: int, published: list[Any], *, exchange: bool
-    ) -> RoundReport:
+    def train_round(self, epoch: int, round_index: int, rounds: int) -> tuple[RoundReport, RoundResult | None]:
         """Train on the rows of one round.
 
-        Parameters
-        ----------
-        published
-            Reference to what the parameter server published, in a list; empty to go on from the worker's own.
-        exchange
-            Put the resulting parameters into the object store and report them.
+        Returns
+        -------
+        report, result
+            The second is for the parameter server; None when this worker is alone.
 
         Raises
         ------
@@ -172,16 +195,32 @@ class Worker:
             If the loss is not finite; says where, and what to change.
         """
         began = time.perf_counter()
-        self._rule = self._rule_after(epoch + round_index / rounds)
-        self._scratch.touched[:] = 0
+        self._set_rule(epoch + round_index / rounds)
         if round_index == 0:
             self._epoch_sums, self._epoch_batches = self._sums_type(), 0
-        if published:
-            self._adopt(published)
         start, stop = self._shard.rows_of_round(round_index, rounds)
         sums, running = self._train_positions(epoch, start, stop)
-        result = [ray.put(self._result(share_accumulators=round_index == rounds - 1))] if exchange else []
-        return RoundReport(self.rank, stop - start, result, sums, running, time.perf_counter() - began)
+        report = RoundReport(self.rank, stop - start, sums, running, time.perf_counter() - began)
+        if self.setup.world_size == 1:
+            return report, None
+        return report, self._result(stop - start, is_last=round_index == rounds - 1)
+
+    def adopt(self, published: Published) -> None:
+        """Go on from what the parameter server has made of a round."""
+        from rayfm.kernels.exchange import scatter
+        from rayfm.kernels.jit import read_only
+
+        parameters, sums = published.parameters, published.accumulators
+        scatter(self._table, parameter_places(self._num_factors), parameters)
+        features = parameters.features
+        if sums is not None:
+            features = sums.features  # of the whole epoch
+            roots = sums._replace(bias=np.sqrt(sums.bias), rows=np.sqrt(sums.rows)) if self._code == FTRL else sums
+            scatter(self._table, self._second_places, roots)
+        if self._code == FTRL:
+            from rayfm.kernels.training import restart_ftrl
+
+            restart_ftrl(self._rule, *self._ftrl_state, read_only(features))
 
     def train_arrived(self, slices: list[BlockSlice], *, is_last: bool) -> RoundReport:
         """Train the first epoch, in file order, on rows as they are read; for a worker that is alone.
@@ -206,7 +245,7 @@ class Worker:
             self._arrived_entries = entries
         sums, running = self._train_positions(0, start, stop)
         self._arrived = stop
-        return RoundReport(self.rank, stop - start, [], sums, running, time.perf_counter() - began)
+        return RoundReport(self.rank, stop - start, sums, running, time.perf_counter() - began)
 
     def _train_positions(self, epoch: int, start: int, stop: int) -> tuple[Sums, list[tuple[int, Sums]]]:
         """Train on the positions ``start:stop`` of an epoch; return their sums, and the running ones."""
@@ -219,11 +258,10 @@ class Worker:
         self._epoch_sums += self._round_sums
         return self._round_sums, running
 
-    def evaluate(self, channel: str, published: list[Any]) -> tuple[Sums, RankingCounts | None]:
-        """Return the metric sums of this worker's rows of a channel under the published (or own) parameters."""
+    def evaluate(self, channel: str, parameters: Parameters | None) -> tuple[Sums, RankingCounts | None]:
+        """Return the metric sums of this worker's rows of a channel under its own or other parameters."""
         from rayfm.kernels.scoring import score, score_by_table
 
-        parameters: Parameters | None = ray.get(published[0])[0] if published else None
         sums = self._sums_type()
         scored = []
         for part in self._channels.get(channel, []):
@@ -243,9 +281,9 @@ class Worker:
             weights = tuple(np.ones(len(r), "f4") if w is None else w for r, w in zip(raw, weights, strict=True))
         return sums, RankingCounts.of(*(np.concatenate(columns) for columns in (raw, labels, weights)))
 
-    def publish(self) -> list[Any]:
-        """Put this worker's parameters into the object store; returns the reference, in a list."""
-        return [ray.put((_contiguous(self._parameters), None))]
+    def parameters(self) -> Parameters:
+        """Return a copy of this worker's parameters."""
+        return Parameters(*(np.ascontiguousarray(array) for array in self._parameters))
 
     def node_id(self) -> str:
         """Return on which node of the cluster this is."""
@@ -283,28 +321,29 @@ class Worker:
             _float32_triple(values.group("l1")),
         )
 
-    def _result(self, *, share_accumulators: bool) -> tuple[Parameters, NDArray[np.uint8], Parameters | None]:
-        shared = share_accumulators and self.setup.hyperparameters.optimizer != "adam"
-        seconds = None
-        if shared:  # FTRL keeps roots, and sums are averaged
-            seconds = Parameters(*map(np.square, self._second)) if self._code == FTRL else _contiguous(self._second)
-        return _contiguous(self._parameters), self._scratch.touched, seconds
+    def _set_rule(self, progress: float) -> None:
+        rule = self._rule_after(progress)
+        if self._code == FTRL and rule.lr != self._rule.lr:
+            from rayfm.kernels.training import rescale_ftrl
 
-    def _adopt(self, published: list[Any]) -> None:
-        parameters, accumulators = ray.get(published[0])
-        for own, new in zip(self._parameters, parameters, strict=True):
-            np.copyto(own, new)
-        if accumulators is not None:
-            for own, new in zip(self._second, accumulators, strict=True):
-                np.copyto(own, np.sqrt(new) if self._code == FTRL else new)
-        self._restart()
+            rescale_ftrl(rule, *self._ftrl_state)
+        self._rule = rule
 
-    def _restart(self) -> None:
-        from rayfm.kernels.training import restart_ftrl
+    def _result(self, num_rows: int, *, is_last: bool) -> RoundResult:
+        """Return what has become of the features touched in a round; with the last one, the epoch's accumulators."""
+        touched, accumulators = self._scratch.touched, None
+        parameters = self._gather(parameter_places(self._num_factors), touched & IN_ROUND != 0)
+        if is_last and self.setup.hyperparameters.optimizer != "adam":
+            roots = accumulators = self._gather(self._second_places, touched != 0)
+            if self._code == FTRL:  # keeps roots, and sums are averaged
+                accumulators = roots._replace(bias=np.square(roots.bias), rows=np.square(roots.rows))
+        touched &= 0 if is_last else IN_EPOCH
+        return RoundResult(num_rows, parameters, accumulators)
 
-        if self._code == FTRL:
-            first = first_states_in(self._table, self._num_factors)
-            restart_ftrl(self._rule, self._parameters, first, self._second)
+    def _gather(self, places: Places, flags: NDArray[np.bool_]) -> FeatureRows:
+        from rayfm.kernels.exchange import gather
+
+        return gather(self._table, places, np.flatnonzero(flags).astype(np.uint32))
 
     def _train(self, batch: SparseBatch, order: NDArray[np.int64], epoch: int) -> NDArray[np.float32]:
         from rayfm.kernels.batches import Rows
@@ -364,10 +403,6 @@ class Worker:
                 running.append((self._epoch_batches + index, self._epoch_sums + self._round_sums))
         self._epoch_batches += batches
         return running
-
-
-def _contiguous(parameters: Parameters) -> Parameters:
-    return Parameters(*(np.ascontiguousarray(array) for array in parameters))
 
 
 def _float32_triple(values: Sequence[float]) -> tuple[np.float32, np.float32, np.float32]:

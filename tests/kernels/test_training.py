@@ -6,7 +6,7 @@ import pytest
 from rayfm.batch import SparseBatch
 from rayfm.kernels.batches import Rows, scratch_for
 from rayfm.kernels.tables import CODES, SLOT, Parameters, first_states_in, new_table, parameters_in, second_states_in
-from rayfm.kernels.training import Rule, restart_ftrl, train_rows
+from rayfm.kernels.training import Rule, rescale_ftrl, restart_ftrl, train_rows
 from tests import naive
 
 DIM, K, ROWS = 9, 5, 23
@@ -36,21 +36,18 @@ def rule(optimizer, classifier, batch, clip=0.0, num_factors=K):
     )  # fmt: skip
 
 
-def filled_table(optimizer, params, the_rule):
+def filled_table(optimizer, params):
     """A table that starts from `params`."""
     dim, num_factors = params.factors.shape
     table = new_table(CODES[optimizer], dim, num_factors)
     for own, given in zip(parameters_in(table, num_factors), params, strict=True):
         own[...] = given
-    if optimizer == "ftrl":
-        states = first_states_in(table, num_factors), second_states_in(table, num_factors)
-        restart_ftrl(the_rule, parameters_in(table, num_factors), *states)
     return table
 
 
 def run_kernel(batch, params, optimizer, the_rule, order=None, weights=True, threads=1, racing=False):
     dim, num_factors = params.factors.shape
-    table = filled_table(optimizer, params, the_rule)
+    table = filled_table(optimizer, params)
     order = np.arange(batch.num_rows) if order is None else order
     raw = np.zeros(len(order), np.float32)
     rows = Rows(batch.indptr, batch.keys, batch.values, batch.labels, batch.weights if weights else np.empty(0, "f4"))
@@ -207,17 +204,43 @@ def test_train_rows__tells_at_which_step_the_loss_left_the_finite_numbers():
         assert steps == -1 - 5  # row 10 is in the sixth mini-batch of two rows
 
 
-def test_restart_ftrl__changes_no_parameter_at_the_next_update_of_zero_gradient():
-    _, params = problem(10, False)
-    the_rule = rule("ftrl", False, 4)
-    table = new_table(CODES["ftrl"], DIM, K)
+def ftrl_views(params, roots):
+    """A table with `params`, whose second states are `roots`: (table, parameters, first states, second states)."""
+    table = filled_table("ftrl", params)
     own, first, second = (views(table, K) for views in (parameters_in, first_states_in, second_states_in))
-    for array, given in zip(own, params, strict=True):
-        array[...] = given
     for array in second:
-        array[...] = 0.5
-    restart_ftrl(the_rule, own, first, second)
-    rows = Rows(np.zeros(2, np.int64), np.empty(0, np.uint32), np.empty(0, "f4"), params.bias, np.empty(0, "f4"))
-    scratch = scratch_for(table, 1, 4, 0)
-    train_rows(CODES["ftrl"], rows, np.arange(1), the_rule, 0, table, scratch, np.zeros(1, np.float32))
-    np.testing.assert_allclose(own.bias, params.bias, rtol=1e-6)
+        array[...] = roots
+    return table, own, first, second
+
+
+def closed_form(the_rule, first, second):
+    """The parameters that FTRL makes of its states, by McMahan's algorithm 1."""
+    for z, root, lr, l2, l1 in zip(first, second, the_rule.lr, the_rule.wd, the_rule.l1, strict=True):
+        yield -np.sign(z) * np.maximum(np.abs(z) - l1, 0) / ((the_rule.beta + root) / lr + l2)
+
+
+def test_restart_ftrl__lets_the_closed_form_give_the_parameters_of_these_features():
+    _, params = problem(10, False)
+    the_rule, features = rule("ftrl", False, 4), np.array([0, 3, 8], np.uint32)
+    _, own, first, second = ftrl_views(params, 0.5)
+    restart_ftrl(the_rule, own, first, second, features)
+    bias, linear, factors = closed_form(the_rule, first, second)
+    np.testing.assert_allclose(bias, params.bias, rtol=1e-5)
+    np.testing.assert_allclose(linear[features], params.linear[features], rtol=1e-5)
+    np.testing.assert_allclose(factors[features], params.factors[features], rtol=1e-5)
+    others = np.setdiff1d(np.arange(DIM), features)
+    assert not first.linear[others].any() and not first.factors[others].any()
+
+
+def test_rescale_ftrl__keeps_what_was_learned_under_other_rates_and_leaves_the_rest():
+    _, params = problem(11, False)
+    before, features = rule("ftrl", False, 4), np.array([1, 2], np.uint32)
+    after = before._replace(lr=tuple(2 * lr for lr in before.lr))
+    _, own, first, second = ftrl_views(params, 0.5)
+    restart_ftrl(before, own, first, second, features)
+    rescale_ftrl(after, own, first, second)
+    _, linear, factors = closed_form(after, first, second)
+    np.testing.assert_allclose(linear[features], params.linear[features], rtol=1e-5)
+    np.testing.assert_allclose(factors[features], params.factors[features], rtol=1e-5)
+    others = np.setdiff1d(np.arange(DIM), features)
+    assert not first.linear[others].any() and not first.factors[others].any()

@@ -3,73 +3,80 @@
 import numpy as np
 import pytest
 
-from rayfm.kernels.tables import Parameters
+from rayfm.kernels.exchange import Combiner, FeatureRows
 from rayfm.training.averaging import combine, local_rate_scale
+from rayfm.training.messages import RoundResult
 
-RNG = np.random.default_rng(0)
-
-
-def parameters(dim=6, k=3):
-    return Parameters(
-        RNG.normal(size=1).astype("f4"), RNG.normal(size=dim).astype("f4"), RNG.normal(size=(dim, k)).astype("f4")
-    )
+DIM, WIDTH = 6, 4
+TOUCHED = [[0, 1, 3], [0, 3, 4], [0, 4]]
 
 
-TOUCHED = [np.array(flags, np.uint8) for flags in ([1, 1, 0, 1, 0, 0], [1, 0, 0, 1, 1, 0], [1, 0, 0, 0, 1, 0])]
+def combiner(start):
+    return Combiner(start[1].copy(), start[0].copy())
 
 
-def moved_from(old):
-    moved = []
-    for flags in TOUCHED:
-        shift = parameters()
-        moved.append(
-            Parameters(
-                old.bias + shift.bias,
-                np.where(flags, old.linear + shift.linear, old.linear),
-                np.where(flags[:, None], old.factors + shift.factors, old.factors),
-            )
+@pytest.fixture
+def start():
+    """Rows of all features, and the bias."""
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(DIM, WIDTH)).astype("f4"), rng.normal(size=1).astype("f4")
+
+
+def results_of(num_rows):
+    rng = np.random.default_rng(1)
+    return [
+        RoundResult(
+            count,
+            FeatureRows(
+                np.array(touched, np.uint32), rng.normal(size=1).astype("f4"), rng.normal(size=(len(touched), WIDTH))
+                .astype("f4"),
+            ),
+            None,
         )
-    return moved
+        for count, touched in zip(num_rows, TOUCHED, strict=False)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("reach", [1.0, 0.5])
-def test_combine__equals_the_formula(reach):
-    old = parameters()
-    moved, rows = moved_from(old), [5, 3, 2]
-    new = combine(old, moved, TOUCHED, rows, reach)
-    counts = np.sum(TOUCHED, axis=0)
-    for j in range(6):
-        factor = (3 / counts[j]) ** (1 - reach) if counts[j] else 0
-        step = sum(r / 10 * (m.factors[j].astype(float) - old.factors[j]) for r, m in zip(rows, moved, strict=True))
-        np.testing.assert_allclose(new.factors[j], old.factors[j] + factor * step, rtol=1e-5, atol=1e-6)
-    expected = sum(r / 10 * float(m.bias[0]) for r, m in zip(rows, moved, strict=True))
+def test_combine__equals_the_formula(start, reach):
+    results = results_of([5, 3, 2])
+    new = combine(results, combiner(start), None, reach).parameters
+    assert new.features.tolist() == [0, 1, 3, 4]
+    for j, row in zip(new.features, new.rows, strict=True):
+        step, count = np.zeros(WIDTH), 0
+        for result in results:
+            for own, moved in zip(result.parameters.features, result.parameters.rows, strict=True):
+                if own == j:
+                    step, count = step + result.num_rows / 10 * (moved.astype(float) - start[0][j]), count + 1
+        np.testing.assert_allclose(row, start[0][j] + (3 / count) ** (1 - reach) * step, rtol=1e-5, atol=1e-6)
+    expected = sum(result.num_rows / 10 * float(result.parameters.bias[0]) for result in results)
     np.testing.assert_allclose(new.bias[0], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_combine__leaves_what_nobody_touched_bit_for_bit():
-    old = parameters()
-    new = combine(old, moved_from(old), TOUCHED, [1, 1, 1], 0.5)
-    untouched = np.sum(TOUCHED, axis=0) == 0
-    assert untouched.sum() == 2
-    np.testing.assert_array_equal(new.factors[untouched], old.factors[untouched])
-    np.testing.assert_array_equal(new.linear[untouched], old.linear[untouched])
-
-
-def test_combine__ranks_without_rows_do_not_count():
-    old = parameters()
-    moved = moved_from(old)
-    with_idle = combine(old, moved, TOUCHED, [5, 3, 0], 0.5)
-    without = combine(old, moved[:2], TOUCHED[:2], [5, 3], 0.5)
+def test_combine__ranks_without_rows_do_not_count(start):
+    with_idle = combine(results_of([5, 3, 0]), combiner(start), None, 0.5).parameters
+    without = combine(results_of([5, 3]), combiner(start), None, 0.5).parameters
     for one, other in zip(with_idle, without, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_combine__one_worker_alone_is_itself():
-    old = parameters()
-    moved = moved_from(old)[0]
-    new = combine(old, [moved], TOUCHED[:1], [7], 0.5)
-    for one, other in zip(new, moved, strict=True):
+def test_combine__one_worker_alone_is_itself(start):
+    [result] = results_of([7])
+    new = combine([result], combiner(start), None, 0.5).parameters
+    for one, other in zip(new, result.parameters, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_combine__averages_accumulators_whoever_has_them(start):
+    [one, other] = results_of([3, 1])
+    results = [RoundResult(result.num_rows, result.parameters, result.parameters) for result in (one, other)]
+    nothing = np.zeros((DIM, WIDTH), "f4"), np.zeros(1, "f4")
+    sums = combine(results, combiner(start), combiner(nothing), 0.5).accumulators
+    assert sums.features.tolist() == [0, 1, 3, 4]
+    np.testing.assert_allclose(sums.rows[1], 0.75 * one.parameters.rows[1], rtol=1e-5)
+    expected = 0.75 * one.parameters.rows[0] + 0.25 * other.parameters.rows[0]
+    np.testing.assert_allclose(sums.rows[0], expected, rtol=1e-5)
+    assert combine(results_of([3, 1]), combiner(start), combiner(nothing), 0.5).accumulators is None
 
 
 def test_local_rate_scale__one_worker_is_never_scaled():

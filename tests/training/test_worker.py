@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from rayfm.batch import SparseBatch
-from rayfm.hyperparameters import Hyperparameters
+from rayfm.hyperparameters import GROUPS, Hyperparameters
 from rayfm.training import shard
-from rayfm.training.messages import WorkerSetup
+from rayfm.training.messages import Published, WorkerSetup
+from rayfm.training.parameter_server import ParameterServer
 from rayfm.training.shard import BlockSlice
 from rayfm.training.worker import Worker
 
@@ -32,10 +33,10 @@ def slices(rows, cuts):
     return [BlockSlice(rows.rows(start, stop).to_arrow(), 0, stop - start) for start, stop in pairs]
 
 
-def new_worker(optimizer="adam", threads=2, **more):
+def new_worker(optimizer="adam", threads=2, world_size=1, **more):
     task = {"num_factors": 3, "predictor_type": "binary_classifier", "mini_batch_size": 2, "factors_init_sigma": 0.1}
-    values = Hyperparameters.of(task, optimizer=optimizer, **more)
-    worker = Worker(0, WorkerSetup(values, 7, 1, 10**9, threads), 0.0)
+    values = Hyperparameters.of({**task, "optimizer": optimizer, **more})
+    worker = Worker(0, WorkerSetup(values, 7, world_size, 10**9, threads), 0.0)
     worker.warm_up()
     return worker
 
@@ -58,13 +59,13 @@ def test_train_arrived__is_the_first_epoch_bit_for_bit(rows, optimizer, cuts):
     assert early.load({"train": parts}, DIM) == rows.num_rows
 
     late.load({"train": slices(rows, ())}, DIM)
-    expected = [late.train_round(0, index, 3, [], exchange=False) for index in range(3)]
+    expected = [late.train_round(0, index, 3)[0] for index in range(3)]
     (measures, count, running), (wanted, wanted_count, wanted_running) = total(reports), total(expected)
     assert count == wanted_count == rows.num_rows
     assert measures == pytest.approx(wanted)
     assert [batch for batch, _ in running] == [batch for batch, _ in wanted_running] == [0, 500]
     for worker in (early, late):
-        worker.train_round(1, 0, 1, [], exchange=False)
+        worker.train_round(1, 0, 1)
     for one, other in zip(early._parameters, late._parameters, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -79,18 +80,54 @@ def test_train_arrived__waits_for_whole_mini_batches(rows):
 
 def test_result__of_ftrl_has_sums_of_squared_gradients(rows):
     """It keeps their roots. At next to no rate the gradients are those of AdaGrad, which keeps the sums."""
-    slow = {f"{group}_lr": 1e-9 for group in ("bias", "linear", "factors")}
+    still = {f"{group}_{name}": value for group in GROUPS for name, value in (("lr", 1e-9), ("init_sigma", 0.0))}
     sums = {}
-    for optimizer, more in (("ftrl", {}), ("adagrad", {"factors_wd": 0})):
-        worker = new_worker(optimizer, **slow, **more)
+    for optimizer in ("ftrl", "adagrad"):
+        worker = new_worker(optimizer, world_size=2, **still)
         worker.load({"train": slices(rows, ())}, DIM)
-        worker.train_round(0, 0, 1, [], exchange=False)
-        sums[optimizer] = worker._result(share_accumulators=True)[2]
+        _, result = worker.train_round(0, 0, 1)
+        sums[optimizer] = result.accumulators
         if optimizer == "ftrl":
-            kept = [array.copy() for array in worker._second]
-            worker._adopt([(worker._parameters, sums[optimizer])])
-            for own, before in zip(worker._second, kept, strict=True):
+            kept = [array.copy() for array in worker._ftrl_state[2]]
+            worker.adopt(Published(result.parameters, result.accumulators))
+            for own, before in zip(worker._ftrl_state[2], kept, strict=True):
                 np.testing.assert_allclose(own, before, rtol=1e-6)
-    for one, other in zip(sums["ftrl"], sums["adagrad"], strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-12)
     assert sums["ftrl"].bias[0] > 100
+    np.testing.assert_array_equal(sums["ftrl"].features, sums["adagrad"].features)
+    np.testing.assert_allclose(sums["ftrl"].rows[:, 0], sums["adagrad"].rows[:, 0], rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "ftrl", "rowwise_adagrad"])
+def test_adopt__of_ones_own_results_changes_nothing(rows, optimizer):
+    """Where two have the same rows, their average is what each has, and what nobody touched stays as it was drawn."""
+    worker, undisturbed = (new_worker(optimizer, world_size=2, scale_rates=False) for _ in range(2))
+    half = slices(rows, (600,))[:1]
+    server = ParameterServer(worker.setup)
+    server.prepare(DIM + 5)
+    for one in (worker, undisturbed):
+        one.load({"train": half}, DIM + 5)
+    drawn = worker.parameters()
+    for epoch, index in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        report, result = worker.train_round(epoch, index, 2)
+        undisturbed.train_round(epoch, index, 2)
+        assert report.num_rows == result.num_rows == 300
+        assert (result.accumulators is None) == (optimizer == "adam" or index == 0)
+        worker.adopt(server.average(result, result))
+    for one, other, start in zip(worker.parameters(), undisturbed.parameters(), drawn, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-5)
+        np.testing.assert_array_equal(one[DIM:], start[DIM:])
+    assert np.abs(worker.parameters().factors - drawn.factors)[:DIM].max() > 1e-3
+
+
+def test_result__of_a_round_has_the_features_of_its_rows(rows):
+    worker = new_worker("adagrad", world_size=2)
+    worker.load({"train": slices(rows.rows(0, 8), ())}, DIM)
+    seen = set()
+    for index in range(4):
+        _, result = worker.train_round(0, index, 4)
+        own = rows.rows(2 * index, 2 * index + 2)
+        expected = set(own.keys[own.indptr[0] : own.indptr[-1]].tolist())
+        seen |= expected
+        assert set(result.parameters.features.tolist()) == expected
+    assert set(result.accumulators.features.tolist()) == seen
+    assert set(worker.train_round(1, 0, 1)[1].accumulators.features.tolist()) == seen

@@ -1,0 +1,77 @@
+"""What travels between workers and the parameter server, against plain indexing."""
+
+import numpy as np
+import pytest
+
+from rayfm.kernels.exchange import Combiner, FeatureRows, gather, scatter
+from rayfm.kernels.tables import (
+    CODES,
+    new_table,
+    parameter_places,
+    parameters_in,
+    second_state_places,
+    second_states_in,
+)
+
+DIM = 50
+
+
+def filled_table(optimizer, num_factors):
+    table = new_table(CODES[optimizer], DIM, num_factors)
+    table.heads[:] = np.random.default_rng(0).normal(size=len(table.heads))
+    table.bias[:] = [7, 8, 9, 0]
+    return table
+
+
+@pytest.mark.parametrize("num_factors", [1, 5, 8, 17, 40])
+@pytest.mark.parametrize("optimizer", ["adam", "ftrl", "rowwise_adagrad"])
+@pytest.mark.parametrize("chosen", [[], [0, 1, 7, 30, 49], range(DIM)], ids=["none", "some", "all"])
+def test_gather__and_scatter_move_what_the_views_show_and_nothing_else(optimizer, num_factors, chosen):
+    source, target = filled_table(optimizer, num_factors), filled_table(optimizer, num_factors)
+    target.heads[:] = 0
+    features = np.array(chosen, np.uint32)
+    pairs = (
+        (parameter_places(num_factors), parameters_in),
+        (second_state_places(source, num_factors), second_states_in),
+    )
+    for places, views_in in pairs:
+        rows, views = gather(source, places, features), views_in(source, num_factors)
+        np.testing.assert_array_equal(rows.bias, views.bias)
+        np.testing.assert_array_equal(rows.rows[:, 0], views.linear[features])
+        np.testing.assert_array_equal(rows.rows[:, 1:], views.factors[features])
+        target.bias[:] = 0
+        scatter(target, places, rows)
+        copied = views_in(target, num_factors)
+        np.testing.assert_array_equal(copied.bias, views.bias)
+        np.testing.assert_array_equal(copied.linear[features], views.linear[features])
+        np.testing.assert_array_equal(copied.factors[features], views.factors[features])
+        numbers = sum(array.size for array in (rows.rows,))
+        assert np.count_nonzero(target.heads) == numbers
+        target.heads[:] = 0
+
+
+def test_combine__moves_each_feature_by_those_who_have_it():
+    rng = np.random.default_rng(1)
+    start, width = rng.normal(size=(DIM, 4)).astype("f4"), 4
+    combiner = Combiner(np.ones(1, np.float32), start.copy())
+    current, bias = start.astype(float), 1.0
+    for _ in range(3):
+        results = [
+            FeatureRows(
+                np.sort(rng.choice(DIM, size, replace=False)).astype(np.uint32),
+                rng.normal(size=1).astype("f4"),
+                rng.normal(size=(size, width)).astype("f4"),
+            )
+            for size in (20, 0, 33)
+        ]
+        shares, scales = [0.5, 0.2, 0.3], np.array([0, 3, 2, 1], np.float32)
+        combined = combiner.combine(results, shares, scales)
+        moves, counts = np.zeros((DIM, width)), np.zeros(DIM, int)
+        for result, share in zip(results, shares, strict=True):
+            moves[result.features] += share * (result.rows - current[result.features])
+            counts[result.features] += 1
+        current += scales[counts][:, None] * moves
+        bias += sum(share * (result.bias[0] - bias) for result, share in zip(results, shares, strict=True))
+        np.testing.assert_array_equal(combined.features, np.flatnonzero(counts))
+        np.testing.assert_allclose(combined.rows, current[combined.features], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(combined.bias, bias, rtol=1e-5)
