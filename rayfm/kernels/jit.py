@@ -50,7 +50,8 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 def part(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function` into the kernels that call it; Python cannot.
 
-    What Python would need to call it takes longer to compile than the function, where it has many arrays.
+    What Python would need to call it takes longer to compile than the function, where it has many arrays. Each kernel
+    has its own: one that several share would be rounded as in that of them which the process came to first.
     """
     return _part(function, FAST)
 
@@ -67,6 +68,7 @@ def _part(function: Callable[..., Any], freedoms: set[str]) -> Callable[..., Any
         error_model="numpy",
         no_cpython_wrapper=True,
         no_cfunc_wrapper=True,
+        forceinline=True,
     )(function)
     return compiled
 

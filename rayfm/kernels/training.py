@@ -322,9 +322,7 @@ def restart_ftrl(rule, params, first, second, features):  # type: ignore[no-unty
     They start at 0, as in McMahan's algorithm 1: what was drawn counts in the first update only. They are set anew
     when `params` come from others.
     """
-    first.bias[0] = ftrl_linear_term(
-        params.bias[0], first.bias[0], second.bias[0], rule.lr[0], rule.wd[0], rule.l1[0], rule.beta
-    )
+    restart_bias(rule, params, first, second)
     for feature in features:
         restart_feature(rule, params, first, second, np.int64(feature))
 
@@ -332,13 +330,21 @@ def restart_ftrl(rule, params, first, second, features):  # type: ignore[no-unty
 @kernel
 def rescale_ftrl(rule, params, first, second):  # type: ignore[no-untyped-def]
     """Do the same for whatever has been learned, when the rates have changed."""
-    restart_ftrl(rule, params, first, second, np.empty(0, np.uint32))
+    restart_bias(rule, params, first, second)
     for j in range(len(params.linear)):
         learned = first.linear[j] != 0
         for f in range(params.factors.shape[1]):
             learned |= first.factors[j, f] != 0
         if learned:
             restart_feature(rule, params, first, second, j)
+
+
+@part
+def restart_bias(rule, params, first, second):  # type: ignore[no-untyped-def]
+    """Set the linear term of the bias."""
+    first.bias[0] = ftrl_linear_term(
+        params.bias[0], first.bias[0], second.bias[0], rule.lr[0], rule.wd[0], rule.l1[0], rule.beta
+    )
 
 
 @part
