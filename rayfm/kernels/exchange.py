@@ -11,12 +11,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfm.kernels.jit import kernel, read_only
+from rayfm.kernels.jit import kernel, part, read_only
 from rayfm.kernels.tables import Places, Table
-from rayfm.kernels.vectors import item, prefetch, put
+from rayfm.kernels.vectors import constant, item, load, prefetch, put, store
 
 _AHEAD = 12
 """How many features before it is needed a record is fetched into the cache."""
+
+_WIDTH = 8
+"""Of the vectors with which rows are copied, which are of any length."""
 
 
 class FeatureRows(NamedTuple):
@@ -27,34 +30,81 @@ class FeatureRows(NamedTuple):
     rows: NDArray[np.float32]  # (n, 1 + width)
 
 
+class Memory:
+    """Memory for rows that is used again: the first use of a page takes longer than what is written to it."""
+
+    def __init__(self) -> None:
+        self._floats = np.empty(0, np.float32)
+
+    def rows(self, count: int, width: int) -> NDArray[np.float32]:
+        """Return shape (count, width), not initialised; what was returned before is overwritten."""
+        if count * width > len(self._floats):
+            self._floats = np.empty(count * width, np.float32)
+        return self._floats[: count * width].reshape(count, width)
+
+
+@part
+def copy_floats(source, start, target, at, count):  # type: ignore[no-untyped-def]
+    """Copy `count` floats from ``source[start]`` on to ``target[at]`` on."""
+    whole = count - count % _WIDTH
+    for offset in range(0, whole, _WIDTH):
+        store(target, at + offset, load(source, start + offset, constant(_WIDTH)))
+    for offset in range(whole, count):
+        put(target, at + offset, item(source, start + offset))
+
+
+@part
+def prefetch_record(records, start, single, vector, width):  # type: ignore[no-untyped-def]
+    """Fetch the places of a record into the cache."""
+    prefetch(records, start + single)
+    for offset in range(0, width, 16):
+        prefetch(records, start + vector + offset)
+    prefetch(records, start + vector + width - 1)
+
+
 @kernel
-def copy_out(records, step, single, vector, features, rows, width):  # type: ignore[no-untyped-def]
+def copy_out(records, step, single, vector, width, features, rows):  # type: ignore[no-untyped-def]
     """Copy the single number and the vector of each of `features` from their records into flat `rows`."""
     last = len(features) - 1
     for number in range(last + 1):
         coming = np.int64(item(features, min(number + _AHEAD, last))) * step
-        for offset in range(0, width, 16):
-            prefetch(records, coming + vector + offset)
-        prefetch(records, coming + single)
-        source, target = np.int64(item(features, number)) * step, number * (width + 1)
-        put(rows, target, item(records, source + single))
-        for f in range(width):
-            put(rows, target + 1 + f, item(records, source + vector + f))
+        prefetch_record(records, coming, single, vector, width)
+        start, at = np.int64(item(features, number)) * step, number * (width + 1)
+        put(rows, at, item(records, start + single))
+        copy_floats(records, start + vector, rows, at + 1, width)
 
 
 @kernel
-def copy_in(records, step, single, vector, features, rows, width):  # type: ignore[no-untyped-def]
+def copy_in(records, step, single, vector, width, features, rows):  # type: ignore[no-untyped-def]
     """Do the reverse of `copy_out`."""
     last = len(features) - 1
     for number in range(last + 1):
         coming = np.int64(item(features, min(number + _AHEAD, last))) * step
-        for offset in range(0, width, 16):
-            prefetch(records, coming + vector + offset)
-        prefetch(records, coming + single)
-        target, source = np.int64(item(features, number)) * step, number * (width + 1)
-        put(records, target + single, item(rows, source))
-        for f in range(width):
-            put(records, target + vector + f, item(rows, source + 1 + f))
+        prefetch_record(records, coming, single, vector, width)
+        at, start = np.int64(item(features, number)) * step, number * (width + 1)
+        put(records, at + single, item(rows, start))
+        copy_floats(rows, start + 1, records, at + vector, width)
+
+
+@kernel
+def find(flags, mask, features):  # type: ignore[no-untyped-def]
+    """List the features whose flags have a bit of `mask` in `features`, which has room for all; return how many."""
+    count = 0
+    for feature in range(len(flags)):
+        put(features, count, np.uint32(feature))
+        count += (item(flags, feature) & mask) != 0
+    return count
+
+
+@kernel
+def number_features(counts, features, slots):  # type: ignore[no-untyped-def]
+    """List the features whose count is not 0, and note for each where it stands in the list; return how many."""
+    count = 0
+    for feature in range(len(counts)):
+        put(features, count, np.uint32(feature))
+        put(slots, feature, count)
+        count += item(counts, feature) != 0
+    return count
 
 
 @kernel
@@ -68,40 +118,47 @@ def count_features(features, counts):  # type: ignore[no-untyped-def]
 @kernel
 def add_moves(features, rows, share, slots, current, width, moves):  # type: ignore[no-untyped-def]
     """Add ``share * (row - current)`` of each feature to the row of its slot in `moves`; all flat, rows of `width`."""
-    last = len(features) - 1
+    last, whole = len(features) - 1, width - width % _WIDTH
     for number in range(last + 1):
-        coming = np.int64(item(features, min(number + _AHEAD, last)))
-        for offset in range(0, width, 16):
-            prefetch(current, coming * width + offset)
+        prefetch_record(current, np.int64(item(features, min(number + _AHEAD, last))) * width, 0, 0, width)
         feature = np.int64(item(features, number))
-        source, target, at = number * width, np.int64(item(slots, feature)) * width, feature * width
-        for f in range(width):
-            put(moves, target + f, item(moves, target + f) + share * (item(rows, source + f) - item(current, at + f)))
+        start, to, at = number * width, np.int64(item(slots, feature)) * width, feature * width
+        for f in range(0, whole, _WIDTH):
+            row, before = load(rows, start + f, constant(_WIDTH)), load(current, at + f, constant(_WIDTH))
+            store(moves, to + f, load(moves, to + f, constant(_WIDTH)) + (row - before) * share)
+        for f in range(whole, width):
+            put(moves, to + f, item(moves, to + f) + (item(rows, start + f) - item(current, at + f)) * share)
 
 
 @kernel
 def move(features, counts, scales, current, width, moves):  # type: ignore[no-untyped-def]
     """Move the rows of `features` by ``scales[counts[feature]]`` times their row in `moves`, which takes the result."""
-    for number in range(len(features)):
-        feature, source = np.int64(item(features, number)), number * width
+    last, whole = len(features) - 1, width - width % _WIDTH
+    for number in range(last + 1):
+        prefetch_record(current, np.int64(item(features, min(number + _AHEAD, last))) * width, 0, 0, width)
+        feature, start = np.int64(item(features, number)), number * width
         at, scale = feature * width, item(scales, np.int64(item(counts, feature)))
-        for f in range(width):
-            moved = item(current, at + f) + scale * item(moves, source + f)
+        put(counts, feature, 0)
+        for f in range(0, whole, _WIDTH):
+            moved = load(current, at + f, constant(_WIDTH)) + load(moves, start + f, constant(_WIDTH)) * scale
+            store(current, at + f, moved)
+            store(moves, start + f, moved)
+        for f in range(whole, width):
+            moved = item(current, at + f) + item(moves, start + f) * scale
             put(current, at + f, moved)
-            put(moves, source + f, moved)
+            put(moves, start + f, moved)
 
 
-def gather(table: Table, places: Places, features: NDArray[np.uint32]) -> FeatureRows:
+def gather(table: Table, places: Places, features: NDArray[np.uint32], memory: Memory) -> FeatureRows:
     """Return what a table has of some features, at the places of its parameters or of a state."""
-    rows = np.empty((len(features), 1 + places.width), np.float32)
-    copy_out(read_only(table.heads), table.step, *places[:2], read_only(features), rows.reshape(-1), places.width)
+    rows = memory.rows(len(features), 1 + places.width)
+    copy_out(read_only(table.heads), table.step, *places, read_only(features), rows.reshape(-1))
     return FeatureRows(features, table.bias[places.single : places.single + 1].copy(), rows)
 
 
 def scatter(table: Table, places: Places, source: FeatureRows) -> None:
     """Do the reverse of `gather`."""
-    features, rows = read_only(source.features), read_only(source.rows).reshape(-1)
-    copy_in(table.heads, table.step, *places[:2], features, rows, places.width)
+    copy_in(table.heads, table.step, *places, read_only(source.features), read_only(source.rows).reshape(-1))
     table.bias[places.single] = source.bias[0]
 
 
@@ -126,24 +183,35 @@ class Combiner:
         feature_dim, self._width = rows.shape
         self._slots = np.zeros(feature_dim, np.int32)
         self._counts = np.zeros(feature_dim, np.uint16)
+        self._features = np.empty(feature_dim, np.uint32)
+        self._memory = Memory()
+
+    @property
+    def state(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The bias and the rows, flat."""
+        return self._bias, self._rows
+
+    @state.setter
+    def state(self, state: tuple[NDArray[np.float32], NDArray[np.float32]]) -> None:
+        self._bias = state[0].copy()
+        np.copyto(self._rows, state[1])
 
     def combine(self, results: list[FeatureRows], shares: list[float], scales: NDArray[np.float32]) -> FeatureRows:
-        """Move the rows, and return those that moved.
+        """Move the rows, and return those that moved; they are overwritten by the next call.
 
         With ``c`` of the results having a feature, new = old + scales[c] · Σ share · (result − old); the bias, which
         all have, is their weighted average. Summed in the order given, so that the same inputs give the same bits.
         """
+        width, bias = self._width, np.zeros(1, np.float32)
         for result in results:
             count_features(read_only(result.features), self._counts)
-        features = np.flatnonzero(self._counts).astype(np.uint32)
-        self._slots[features] = np.arange(len(features), dtype=np.int32)
-        moves = np.zeros(len(features) * self._width, np.float32)
-        bias = np.zeros(1, np.float32)
+        count = number_features(self._counts, self._features, self._slots)
+        features, moves = self._features[:count], self._memory.rows(count, width)
+        moves[...] = 0
         for result, share in zip(results, shares, strict=True):
             rows = read_only(result.features), read_only(result.rows).reshape(-1)
-            add_moves(*rows, np.float32(share), self._slots, self._rows, self._width, moves)
+            add_moves(*rows, np.float32(share), self._slots, self._rows, width, moves.reshape(-1))
             bias += np.float32(share) * (result.bias - self._bias)
-        move(read_only(features), self._counts, scales, self._rows, self._width, moves)
-        self._counts[features] = 0
+        move(read_only(features), self._counts, scales, self._rows, width, moves.reshape(-1))
         self._bias = self._bias + bias
-        return FeatureRows(features, self._bias, moves.reshape(-1, self._width))
+        return FeatureRows(features, self._bias, moves)

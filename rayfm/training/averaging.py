@@ -52,7 +52,18 @@ if TYPE_CHECKING:
 REACH = {"adam": 1.0, "adagrad": 0.5, "ftrl": 0.5, "rowwise_adagrad": 0.5}
 """p of the formulas above."""
 
-WARM_UP_EPOCHS = 0.5
+WARM_UP_EPOCHS = 0.4
+
+MIN_ROUNDS = 4
+
+
+def rounds_per_epoch(world_size: int) -> int:
+    """Return how often so many workers' parameters are averaged in an epoch, when nobody says.
+
+    >>> rounds_per_epoch(2), rounds_per_epoch(8)
+    (4, 8)
+    """
+    return max(MIN_ROUNDS, world_size)
 
 
 def local_rate_scale(optimizer: str, world_size: int, progress: float) -> float:
@@ -67,24 +78,24 @@ def local_rate_scale(optimizer: str, world_size: int, progress: float) -> float:
     return 1.0 + (full - 1.0) * min(1.0, progress / WARM_UP_EPOCHS)
 
 
-def combine(results: list[RoundResult], parameters: Combiner, accumulators: Combiner | None, reach: float) -> Published:
+def combine(results: list[RoundResult], combiners: list[Combiner], reach: float) -> Published:
     """Combine what the workers, in rank order, have made of a round.
 
     Parameters
     ----------
-    parameters, accumulators
-        Of every feature as all workers had them before; they become what is returned.
+    combiners
+        Of the parameters and, but for adam, of the accumulators, as all workers had them before.
     reach
         p of the module's formulas.
     """
     present = [result for result in results if result.num_rows]
     total = sum(result.num_rows for result in present)
     shares = [result.num_rows / total for result in present]
-    moved = parameters.combine([result.parameters for result in present], shares, _factors(len(present), reach))
+    moved = combiners[0].combine([result.parameters for result in present], shares, _factors(len(present), reach))
     gathered = [result.accumulators for result in present if result.accumulators is not None]
-    if accumulators is None or not gathered:
+    if not gathered:
         return Published(moved, None)
-    return Published(moved, accumulators.combine(gathered, shares, _factors(len(present), 1.0)))
+    return Published(moved, combiners[1].combine(gathered, shares, _factors(len(present), 1.0)))
 
 
 def _factors(workers: int, reach: float) -> NDArray[np.float32]:

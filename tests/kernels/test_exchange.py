@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rayfm.kernels.exchange import Combiner, FeatureRows, gather, scatter
+from rayfm.kernels.exchange import Combiner, FeatureRows, Memory, find, gather, scatter
 from rayfm.kernels.tables import (
     CODES,
     new_table,
@@ -35,7 +35,7 @@ def test_gather__and_scatter_move_what_the_views_show_and_nothing_else(optimizer
         (second_state_places(source, num_factors), second_states_in),
     )
     for places, views_in in pairs:
-        rows, views = gather(source, places, features), views_in(source, num_factors)
+        rows, views = gather(source, places, features, Memory()), views_in(source, num_factors)
         np.testing.assert_array_equal(rows.bias, views.bias)
         np.testing.assert_array_equal(rows.rows[:, 0], views.linear[features])
         np.testing.assert_array_equal(rows.rows[:, 1:], views.factors[features])
@@ -45,8 +45,7 @@ def test_gather__and_scatter_move_what_the_views_show_and_nothing_else(optimizer
         np.testing.assert_array_equal(copied.bias, views.bias)
         np.testing.assert_array_equal(copied.linear[features], views.linear[features])
         np.testing.assert_array_equal(copied.factors[features], views.factors[features])
-        numbers = sum(array.size for array in (rows.rows,))
-        assert np.count_nonzero(target.heads) == numbers
+        assert np.count_nonzero(target.heads) == rows.rows.size
         target.heads[:] = 0
 
 
@@ -75,3 +74,19 @@ def test_combine__moves_each_feature_by_those_who_have_it():
         np.testing.assert_array_equal(combined.features, np.flatnonzero(counts))
         np.testing.assert_allclose(combined.rows, current[combined.features], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(combined.bias, bias, rtol=1e-5)
+
+
+def test_find__lists_the_features_of_a_mask():
+    flags = np.random.default_rng(2).integers(0, 4, 1000).astype(np.uint8)
+    for mask in (1, 2, 3):
+        features = np.empty(1000, np.uint32)
+        count = find(flags, mask, features)
+        np.testing.assert_array_equal(features[:count], np.flatnonzero(flags & mask))
+
+
+def test_memory__is_used_again_unless_it_is_too_small():
+    memory = Memory()
+    first = memory.rows(4, 3)
+    assert first.shape == (4, 3)
+    assert np.shares_memory(memory.rows(2, 5), first)
+    assert memory.rows(5, 3).shape == (5, 3)
