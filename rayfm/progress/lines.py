@@ -56,6 +56,9 @@ class LogLines(Dispatcher):
         self._ready = event["time"]
         self._metrics(event, {"initialize.time": 1000 * event["seconds"], "epochs": self._epochs})
 
+    def _on_restart(self, event: Event) -> None:
+        self._line(f"{event['reason']} Training goes on from epoch {event['epoch']} with new workers.", "WARNING")
+
     def _on_round(self, event: Event) -> None:
         for running in event["running"]:
             where = f"epoch={event['epoch']}, batch={running['batch']} "

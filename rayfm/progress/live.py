@@ -68,6 +68,10 @@ class Live(Dispatcher):
         self._say(f"kernels compiled in {event['seconds']:.1f} s")
         self._advance(0, 0)
 
+    def _on_restart(self, event: Event) -> None:
+        self._say(f"{event['reason']} Going on from epoch {event['epoch'] + 1} with new workers.", "yellow")
+        self._phase("starting workers")
+
     def _on_round(self, event: Event) -> None:
         self._advance(event["epoch"], event["rows"])
 

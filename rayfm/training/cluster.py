@@ -20,6 +20,14 @@ from rayfm.errors import RayfmError, ResourceError, WorkerError
 
 _LOG = logging.getLogger(__name__)
 
+_LOSSES = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.OutOfMemoryError,
+)
+
 RESERVATION_TIMEOUT_S = 120.0
 KNOCK_TIMEOUT_S = 5.0
 
@@ -111,6 +119,10 @@ def quiet_data_context() -> Any:
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
     return context
+
+
+class LostError(WorkerError):
+    """A process, or what it had, was lost: a run can begin again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +272,12 @@ def wait_for(references: list[Any], timeout_s: float, what: str, check: Callable
 
 
 def explain(error: BaseException, what: str) -> RayfmError:
-    """Return the error of rayfm inside one of Ray's, or a `WorkerError` that tells what Ray said."""
+    """Return the error of rayfm inside one of Ray's, or a `WorkerError` that tells what Ray said.
+
+    It is a `LostError` where a process died.
+    """
     seen: set[int] = set()
+    is_loss = False
     queue: list[BaseException | None] = [error]
     while queue:
         inner = queue.pop()
@@ -270,7 +286,8 @@ def explain(error: BaseException, what: str) -> RayfmError:
         seen.add(id(inner))
         if isinstance(inner, RayfmError) and not isinstance(inner, ray.exceptions.RayError):
             return inner
+        is_loss |= isinstance(inner, _LOSSES)
         queue += [inner.__context__, inner.__cause__, getattr(inner, "cause", None)]
-    if isinstance(error, ray.exceptions.ActorDiedError | ray.exceptions.WorkerCrashedError):
-        return WorkerError(f"{what}: its process died, by a crash, a kill or for want of memory. See Ray's logs.")
+    if is_loss:
+        return LostError(f"{what}: its process died, by a crash, a kill or for want of memory. See Ray's logs.")
     return WorkerError(f"{what}: {type(error).__name__}: {error}")

@@ -60,7 +60,11 @@ class FirstEpoch:
             self.reports.append(self._worker.train_arrived.remote([], is_last=True))
 
     def _look(self) -> None:
-        """Raise what a call has raised."""
+        """Raise what a call has raised; that the worker was lost is for those who need it next."""
         while self._unseen < len(self.reports) and ray.wait([self.reports[self._unseen]], timeout=0)[0]:
-            ray.get(self.reports[self._unseen])
+            try:
+                ray.get(self.reports[self._unseen])
+            except ray.exceptions.RayActorError:
+                self.reports, self._is_on = [], False
+                return
             self._unseen += 1

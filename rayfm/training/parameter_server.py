@@ -7,6 +7,7 @@ used without Ray; `run` makes an actor of it.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rayfm.kernels.exchange import Combiner, warm_up_combiner
 from rayfm.model import draw_parameters
@@ -32,11 +33,20 @@ class ParameterServer:
         """Draw the parameters that the workers start from."""
         bias, rows = np.zeros(1, np.float32), np.zeros((feature_dim, 1 + self._values.num_factors), np.float32)
         draw_parameters((bias, rows[:, 0], rows[:, 1:]), self._values, self._seed)
-        self._parameters, self._accumulators = Combiner(bias, rows), None
+        self._combiners = [Combiner(bias, rows)]
         if self._values.optimizer != "adam":
             factors = 1 if self._values.optimizer == "rowwise_adagrad" else self._values.num_factors
-            self._accumulators = Combiner(np.zeros(1, np.float32), np.zeros((feature_dim, 1 + factors), np.float32))
+            self._combiners.append(Combiner(np.zeros(1, np.float32), np.zeros((feature_dim, 1 + factors), np.float32)))
+
+    def state(self) -> tuple[list[tuple[NDArray[np.float32], NDArray[np.float32]]], None]:
+        """Return what another server needs to go on after this epoch, as `Worker.state` does."""
+        return [combiner.state for combiner in self._combiners], None
+
+    def resume(self, state: list[tuple[NDArray[np.float32], NDArray[np.float32]]]) -> None:
+        """Go on from the state of another."""
+        for combiner, of_another in zip(self._combiners, state, strict=True):
+            combiner.state = of_another
 
     def average(self, *results: RoundResult) -> Published:
         """Combine the results of a round, those of the ranks in their order, into what all go on from."""
-        return combine(list(results), self._parameters, self._accumulators, self._reach)
+        return combine(list(results), self._combiners, self._reach)

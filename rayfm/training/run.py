@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import secrets
 import time
 from collections import deque
@@ -21,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayfm.batch import RowRules
 from rayfm.errors import (
@@ -37,16 +35,14 @@ from rayfm.kernels.tables import CODES, size_bytes
 from rayfm.metrics import Metric, RankingCounts, Sums, default_metric, metric_named, sums_for
 from rayfm.storage import local_path
 from rayfm.training import cluster, job, sources
+from rayfm.training.averaging import rounds_per_epoch
 from rayfm.training.blocks import Reading
 from rayfm.training.first_epoch import FirstEpoch
 from rayfm.training.messages import RoundReport, WorkerSetup
-from rayfm.training.parameter_server import ParameterServer
+from rayfm.training.recovery import Recovery
 from rayfm.training.shard import deal
 from rayfm.training.sources import Blocks, Source
-from rayfm.training.worker import Worker
-
-ROUNDS_PER_EPOCH = 8
-"""Averagings in an epoch of several workers; rayfm/training/averaging.py has what was measured."""
+from rayfm.training.team import Team
 
 ROUNDS_UNDER_WAY = 2
 
@@ -131,6 +127,14 @@ class _Best:
     parameters: Any = None
     """Reference to its parameters; None where the workers have them."""
 
+    def check(self) -> None:
+        """Forget the reference if it leads nowhere."""
+        try:
+            if self.parameters is not None:
+                ray.get(self.parameters, timeout=60)
+        except ray.exceptions.RayError:
+            self.parameters = None
+
 
 class Run:
     """The work of a controller. A plain class; controller.py makes an actor of it.
@@ -150,6 +154,8 @@ class Run:
         self._sources = dict(spec.channels)
         self._history: list[Event] = []
         self._first: FirstEpoch | None = None
+        self._best, self._recovery = _Best(), Recovery()
+        self._epochs = self._values.epochs
         self._began = time.monotonic()
 
     def execute(self) -> job.TrainingResult:
@@ -183,15 +189,29 @@ class Run:
             channels, feature_dim = self._read_channels(Reading(cpus, self._check_stopped))
             self._check_memory(feature_dim)
             team = team or stack.enter_context(self._team(request))
-            self._start(team, channels, feature_dim)
-            best = self._train(team, set(channels))
-            return self._finish(team, best, channels)
+            while True:
+                try:
+                    self._start(team, channels, feature_dim)
+                    self._train(team, set(channels))
+                    return self._finish(team, channels)
+                except cluster.LostError as error:
+                    self._begin_again(team, error)
+
+    def _begin_again(self, team: Team, error: cluster.LostError) -> None:
+        """Replace the actors after one was lost; raises its error when that helps no more."""
+        self._recovery.count(error, len(self._history))
+        self._first = None
+        self._best.check()
+        if self._best.parameters is None and 0 <= self._best.epoch < self._recovery.epoch:
+            self._recovery.forget()
+        self._emit({"event": "restart", "reason": str(error), "epoch": self._recovery.epoch})
+        team.restart()
 
     @contextmanager
-    def _team(self, request: cluster.WorkerRequest) -> Iterator[_Team]:
+    def _team(self, request: cluster.WorkerRequest) -> Iterator[Team]:
         """Reserve and start the workers."""
         with cluster.reserved_workers(request) as place:
-            team = _Team(*place, self.spec)
+            team = Team(*place, self.spec.world_size, oversubscribe=self.spec.oversubscribe)
             try:
                 values, budget = self._values, self.spec.worker_memory_bytes
                 if budget is None:
@@ -238,7 +258,7 @@ class Run:
                 "see with `rayfm check` whether a single outlying key makes feature_dim so large."
             )
 
-    def _start(self, team: _Team, channels: dict[str, Blocks], feature_dim: int) -> None:
+    def _start(self, team: Team, channels: dict[str, Blocks], feature_dim: int) -> None:
         """Give the workers, which have been starting and compiling, their rows."""
         spec = self.spec
         started_s, compiled_s = (
@@ -264,16 +284,20 @@ class Run:
         most_batches = max(1, -(-max(shard_rows) // self._values.mini_batch_size))
         if self.spec.world_size == 1:
             return min(most_batches, max(1, max(shard_rows) // ROWS_BETWEEN_SIGNS_OF_LIFE))
-        return min(most_batches, self._values.rounds_per_epoch or ROUNDS_PER_EPOCH)
+        return min(most_batches, self._values.rounds_per_epoch or rounds_per_epoch(self.spec.world_size))
 
-    def _train(self, team: _Team, channels: set[str]) -> _Best:
-        """Train all epochs, or until the validation metric stops getting better; return the best epoch."""
-        values, best = self._values, _Best()
-        judge = self._judge()
-        for epoch in range(values.epochs):
-            if best.epoch >= 0 and best.parameters is None:
-                best.parameters = team.workers[0].parameters.remote()  # before they go on
+    def _train(self, team: Team, channels: set[str]) -> None:
+        """Train all epochs, or until the validation metric stops getting better."""
+        judge, patience = self._judge(), self._values.early_stopping_patience
+        self._resume(team)
+        epoch = self._recovery.epoch - 1
+        while (epoch := epoch + 1) < self._epochs:  # which early stopping lowers
+            if self._best.epoch == epoch - 1 >= 0 and self._best.parameters is None:
+                self._best.parameters = team.workers[0].parameters.remote()  # before they go on
+            self._recovery.keep_if_due(team, epoch, self._wait)
             record = self._train_epoch(team, epoch)
+            if epoch < len(self._history):
+                continue  # known from before a restart
             if "validation" in channels:
                 measured = self._evaluate(team, "validation")
                 record.update(_named("validation", measured))
@@ -282,18 +306,25 @@ class Run:
                         f"{judge.name} of the validation data is undefined.",
                         "It needs rows of both classes and weights that are not all 0; else name another metric.",
                     )
-                improved = epoch == 0 or judge.is_better(measured[judge.name], than=best.value)
+                improved = epoch == 0 or judge.is_better(measured[judge.name], than=self._best.value)
                 record["best"] = improved
                 if improved:
-                    best = _Best(epoch, measured[judge.name])
+                    self._best = _Best(epoch, measured[judge.name])
             self._history.append(record)
             self._emit(record)
-            patience = values.early_stopping_patience
-            waited = epoch - best.epoch if "validation" in channels else 0
-            if patience and waited >= patience and epoch + 1 < values.epochs:
-                self._emit({"event": "early stop", "epoch": epoch, "best_epoch": best.epoch, "metric": judge.name})
-                break
-        return best if best.epoch >= 0 else _Best(values.epochs - 1)
+            best_epoch = self._best.epoch
+            waited = epoch - best_epoch if "validation" in channels else 0
+            if patience and waited >= patience and epoch + 1 < self._epochs:
+                self._emit({"event": "early stop", "epoch": epoch, "best_epoch": best_epoch, "metric": judge.name})
+                self._epochs = epoch + 1
+
+    def _resume(self, team: Team) -> None:
+        """Let new actors go on from what was kept of those before."""
+        try:
+            self._wait(self._recovery.resume(team), "going on")
+        except cluster.LostError:
+            self._recovery.forget()
+            raise
 
     def _judge(self) -> Metric:
         name = self._values.early_stopping_metric
@@ -301,7 +332,7 @@ class Run:
             return default_metric(self._values.predictor_type)
         return metric_named(name, self._values.predictor_type)
 
-    def _train_epoch(self, team: _Team, epoch: int) -> Event:
+    def _train_epoch(self, team: Team, epoch: int) -> Event:
         """Train one epoch; return its record."""
         began = time.time()
         sums: Sums = sums_for(self._values.predictor_type)()
@@ -316,7 +347,7 @@ class Run:
             for report in reports:
                 sums = sums + report.sums
                 rows += report.num_rows
-            self._emit_round(epoch, rows, reports)
+            self._emit_round(epoch, rows, reports, is_known=epoch < len(self._history))
         seconds = computing if early else time.time() - began
         return {
             "event": "epoch",
@@ -327,8 +358,8 @@ class Run:
             **_named("train", sums.values()),
         }
 
-    def _rounds_of(self, team: _Team, epoch: int) -> Iterator[list[Any]]:
-        """Yield what `_Team.train_round` returns; a few rounds are under way, so that workers wait for nobody else."""
+    def _rounds_of(self, team: Team, epoch: int) -> Iterator[list[Any]]:
+        """Yield what `Team.train_round` returns; a few rounds are under way, so that workers wait for nobody else."""
         under_way: deque[list[Any]] = deque()
         for index in range(self._rounds):
             under_way.append(team.train_round(epoch, index, self._rounds))
@@ -336,15 +367,19 @@ class Run:
                 yield under_way.popleft()
         yield from under_way
 
-    def _emit_round(self, epoch: int, rows: int, reports: list[RoundReport]) -> None:
-        running = [
-            {"host": report.rank + 1, "batch": batch, **_named("train", sums.values())}
-            for report in reports
-            for batch, sums in report.running
-        ]
+    def _emit_round(self, epoch: int, rows: int, reports: list[RoundReport], *, is_known: bool) -> None:
+        running = (
+            []
+            if is_known
+            else [
+                {"host": report.rank + 1, "batch": batch, **_named("train", sums.values())}
+                for report in reports
+                for batch, sums in report.running
+            ]
+        )
         self._emit({"event": "round", "epoch": epoch, "rows": rows, "running": running}, keep=bool(running))
 
-    def _evaluate(self, team: _Team, channel: str, parameters: Any = None) -> dict[str, float]:
+    def _evaluate(self, team: Team, channel: str, parameters: Any = None) -> dict[str, float]:
         """Measure parameters, by default those that the workers have, on the rows of a channel."""
         parts = self._wait(
             [worker.evaluate.remote(channel, parameters) for worker in team.workers], f"evaluating {channel}"
@@ -358,8 +393,9 @@ class Run:
             measured["auc"] = ranking.auc()
         return measured
 
-    def _finish(self, team: _Team, best: _Best, channels: dict[str, Blocks]) -> job.TrainingResult:
+    def _finish(self, team: Team, channels: dict[str, Blocks]) -> job.TrainingResult:
         """Test the best epoch's parameters and write the model."""
+        best = self._best if self._best.epoch >= 0 else _Best(self._epochs - 1)
         record = self._history[best.epoch]
         metrics = {name: value for name, value in record.items() if ":" in name}
         if "test" in channels:
@@ -413,54 +449,3 @@ class Run:
 
 def _named(channel: str, measured: Mapping[str, float]) -> dict[str, float]:
     return {f"{channel}:{name}": value for name, value in measured.items()}
-
-
-class _Team:
-    """The actors of a run: workers and parameter server."""
-
-    def __init__(self, group: Any, cpus: float, spec: RunSpec) -> None:
-        self._group, self._cpus, self._spec = group, cpus, spec
-        self.workers: list[Any] = []
-        self.ready: list[Any] = []
-        self.server: Any = None
-
-    @property
-    def threads(self) -> int:
-        """How many threads each worker has CPUs for: those of this machine where it is shared, else its own."""
-        machine = min(len(os.sched_getaffinity(0)), int(cluster.cluster_cpus()))  # Ray knows a container's limit
-        return max(1, machine // self._spec.world_size if self._spec.oversubscribe else int(self._cpus))
-
-    def start(self, setup: WorkerSetup) -> None:
-        """Start one worker per place of the placement group, and the server; `ready` is when they have compiled."""
-        if setup.world_size > 1:
-            self.server = ray.remote(ParameterServer).options(num_cpus=0).remote(setup)
-        worker_class = ray.remote(Worker)
-        self.workers = [
-            worker_class.options(
-                num_cpus=self._cpus,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, rank),
-            ).remote(rank, setup, time.time())
-            for rank in range(self._spec.world_size)
-        ]
-        self.ready = [worker.warm_up.remote() for worker in self.workers]
-
-    def train_round(self, epoch: int, index: int, rounds: int) -> list[Any]:
-        """Let the workers train on a round, and go on from its average.
-
-        Returns
-        -------
-        calls
-            Of each rank the one that returns its report; then, unless it is alone, the one that adopts the average.
-        """
-        calls = [worker.train_round.options(num_returns=2).remote(epoch, index, rounds) for worker in self.workers]
-        reports, results = (list(column) for column in zip(*calls, strict=True))
-        if self.server is None:
-            return reports
-        published = self.server.average.remote(*results)
-        return reports + [worker.adopt.remote(published) for worker in self.workers]
-
-    def dismiss(self) -> None:
-        """End the actors at once, whatever they are doing."""
-        for actor in [*self.workers, self.server]:
-            if actor is not None:
-                ray.kill(actor)

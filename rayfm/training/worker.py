@@ -92,11 +92,6 @@ class Worker:
     def _second_places(self) -> Places:
         return second_state_places(self._table, self._num_factors)
 
-    @property
-    def _ftrl_state(self) -> tuple[Parameters, Parameters, Parameters]:
-        own = self._table, self._num_factors
-        return parameters_in(*own), first_states_in(*own), second_states_in(*own)
-
     def prepare(self, feature_dim: int) -> None:
         """Allocate and draw the parameters."""
         self._table, self._has_table = self._new_table(feature_dim), True
@@ -118,6 +113,10 @@ class Worker:
             for part in channels["train"]:
                 self._shard.add(part)
         self._scratch = self._new_scratch(self._table, self._shard, self._threads)
+        if self.setup.world_size > 1:
+            from rayfm.kernels.exchange import Memory
+
+            self._memory = [(np.empty(feature_dim, np.uint32), Memory()) for _ in range(2)]
         return self._shard.num_rows
 
     def warm_up(self) -> tuple[float, float]:
@@ -134,7 +133,7 @@ class Worker:
 
         indptr, keys, values = np.zeros(2, np.int64), np.empty(0, np.uint32), np.empty(0, np.float32)
         label, raw = np.zeros(1, np.float32), np.zeros(1, np.float32)
-        rows, table = Rows(indptr, keys, values, label, NO_WEIGHTS), self._new_table(1)
+        rows, table = Rows(indptr, keys, values, label, NO_WEIGHTS), self._new_table(2)
         scratch = self._new_scratch(table, Shard([], 1, 0), self._threads)
         self._train_rows(rows, np.zeros(1, np.int64), self._rule_after(0.0), 0, table, scratch, raw)
         score_by_table(SparseBatch(indptr, keys, values), table, self._num_factors)
@@ -143,17 +142,15 @@ class Worker:
         return self._starting_s, time.time() - began
 
     def _warm_up_exchange(self, table: Table, no_features: NDArray[np.uint32]) -> None:
-        from rayfm.kernels.exchange import gather, scatter
+        from rayfm.kernels.exchange import Memory, find, gather, scatter
         from rayfm.kernels.jit import read_only
         from rayfm.kernels.training import rescale_ftrl, restart_ftrl
 
-        scatter(
-            table, parameter_places(self._num_factors), gather(table, parameter_places(self._num_factors), no_features)
-        )
+        places = parameter_places(self._num_factors)
+        find(np.zeros(0, np.uint8), IN_ROUND, np.empty(0, np.uint32))
+        scatter(table, places, gather(table, places, no_features, Memory()))
         if self._code == FTRL:
-            views = [
-                views_in(table, self._num_factors) for views_in in (parameters_in, first_states_in, second_states_in)
-            ]
+            views = _ftrl_views(table, self._num_factors)
             restart_ftrl(self._rule_after(0.0), *views, read_only(no_features))
             rescale_ftrl(self._rule_after(0.0), *views)
 
@@ -220,7 +217,7 @@ class Worker:
         if self._code == FTRL:
             from rayfm.kernels.training import restart_ftrl
 
-            restart_ftrl(self._rule, *self._ftrl_state, read_only(features))
+            restart_ftrl(self._rule, *_ftrl_views(self._table, self._num_factors), read_only(features))
 
     def train_arrived(self, slices: list[BlockSlice], *, is_last: bool) -> RoundReport:
         """Train the first epoch, in file order, on rows as they are read; for a worker that is alone.
@@ -285,6 +282,19 @@ class Worker:
         """Return a copy of this worker's parameters."""
         return Parameters(*(np.ascontiguousarray(array) for array in self._parameters))
 
+    def state(self) -> tuple[dict[str, Any], None]:
+        """Return what another worker of the same rank and rows needs to go on after this epoch, to the same bits.
+
+        The second value is for those who want to know whether there is a first, and not to fetch it.
+        """
+        return {"bias": self._table.bias, "records": self._table.heads, "steps": self._steps}, None
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from the state of another."""
+        np.copyto(self._table.bias, state["bias"])
+        np.copyto(self._table.heads, state["records"])
+        self._steps = state["steps"]
+
     def node_id(self) -> str:
         """Return on which node of the cluster this is."""
         return str(ray.get_runtime_context().get_node_id())
@@ -326,24 +336,27 @@ class Worker:
         if self._code == FTRL and rule.lr != self._rule.lr:
             from rayfm.kernels.training import rescale_ftrl
 
-            rescale_ftrl(rule, *self._ftrl_state)
+            rescale_ftrl(rule, *_ftrl_views(self._table, self._num_factors))
         self._rule = rule
 
     def _result(self, num_rows: int, *, is_last: bool) -> RoundResult:
         """Return what has become of the features touched in a round; with the last one, the epoch's accumulators."""
         touched, accumulators = self._scratch.touched, None
-        parameters = self._gather(parameter_places(self._num_factors), touched & IN_ROUND != 0)
+        parameters = self._gather(parameter_places(self._num_factors), IN_ROUND, 0)
         if is_last and self.setup.hyperparameters.optimizer != "adam":
-            roots = accumulators = self._gather(self._second_places, touched != 0)
+            roots = accumulators = self._gather(self._second_places, IN_EPOCH, 1)
             if self._code == FTRL:  # keeps roots, and sums are averaged
                 accumulators = roots._replace(bias=np.square(roots.bias), rows=np.square(roots.rows))
         touched &= 0 if is_last else IN_EPOCH
         return RoundResult(num_rows, parameters, accumulators)
 
-    def _gather(self, places: Places, flags: NDArray[np.bool_]) -> FeatureRows:
-        from rayfm.kernels.exchange import gather
+    def _gather(self, places: Places, mask: int, which: int) -> FeatureRows:
+        """Return what the table has of the features of a mask; it is overwritten when it is asked for again."""
+        from rayfm.kernels.exchange import find, gather
 
-        return gather(self._table, places, np.flatnonzero(flags).astype(np.uint32))
+        features, memory = self._memory[which]
+        count = find(self._scratch.touched, mask, features)
+        return gather(self._table, places, features[:count], memory)
 
     def _train(self, batch: SparseBatch, order: NDArray[np.int64], epoch: int) -> NDArray[np.float32]:
         from rayfm.kernels.batches import Rows
@@ -403,6 +416,11 @@ class Worker:
                 running.append((self._epoch_batches + index, self._epoch_sums + self._round_sums))
         self._epoch_batches += batches
         return running
+
+
+def _ftrl_views(table: Table, num_factors: int) -> tuple[Parameters, Parameters, Parameters]:
+    """Return the parameters and both states."""
+    return parameters_in(table, num_factors), first_states_in(table, num_factors), second_states_in(table, num_factors)
 
 
 def _float32_triple(values: Sequence[float]) -> tuple[np.float32, np.float32, np.float32]:

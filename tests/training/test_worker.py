@@ -7,6 +7,7 @@ import pytest
 
 from rayfm.batch import SparseBatch
 from rayfm.hyperparameters import GROUPS, Hyperparameters
+from rayfm.kernels.tables import second_states_in
 from rayfm.training import shard
 from rayfm.training.messages import Published, WorkerSetup
 from rayfm.training.parameter_server import ParameterServer
@@ -88,9 +89,9 @@ def test_result__of_ftrl_has_sums_of_squared_gradients(rows):
         _, result = worker.train_round(0, 0, 1)
         sums[optimizer] = result.accumulators
         if optimizer == "ftrl":
-            kept = [array.copy() for array in worker._ftrl_state[2]]
+            kept = [array.copy() for array in second_states_in(worker._table, 3)]
             worker.adopt(Published(result.parameters, result.accumulators))
-            for own, before in zip(worker._ftrl_state[2], kept, strict=True):
+            for own, before in zip(second_states_in(worker._table, 3), kept, strict=True):
                 np.testing.assert_allclose(own, before, rtol=1e-6)
     assert sums["ftrl"].bias[0] > 100
     np.testing.assert_array_equal(sums["ftrl"].features, sums["adagrad"].features)

@@ -1,0 +1,94 @@
+"""The actors of a run, as its controller commands them."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rayfm.training import cluster
+from rayfm.training.messages import WorkerSetup
+from rayfm.training.parameter_server import ParameterServer
+from rayfm.training.worker import Worker
+
+
+class Team:
+    """The workers, and the parameter server unless there is one worker alone.
+
+    Parameters
+    ----------
+    group, cpus
+        Placement group with a place for each worker, and the CPUs of one.
+    oversubscribe
+        Whether workers share the CPUs of this machine.
+    """
+
+    def __init__(self, group: Any, cpus: float, world_size: int, *, oversubscribe: bool) -> None:
+        self._group, self._cpus, self._world_size = group, cpus, world_size
+        self._oversubscribe = oversubscribe
+        self.workers: list[Any] = []
+        self.ready: list[Any] = []
+        self.server: Any = None
+
+    @property
+    def threads(self) -> int:
+        """How many threads each worker has CPUs for: those of this machine where it is shared, else its own."""
+        machine = min(len(os.sched_getaffinity(0)), int(cluster.cluster_cpus()))  # Ray knows a container's limit
+        return max(1, machine // self._world_size if self._oversubscribe else int(self._cpus))
+
+    def start(self, setup: WorkerSetup) -> None:
+        """Start one worker per place of the placement group, and the server; `ready` is when they have compiled."""
+        self._setup = setup
+        if setup.world_size > 1:
+            self.server = ray.remote(ParameterServer).options(num_cpus=0).remote(setup)
+        worker_class = ray.remote(Worker)
+        self.workers = [
+            worker_class.options(
+                num_cpus=self._cpus,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, rank),
+            ).remote(rank, setup, time.time())
+            for rank in range(self._world_size)
+        ]
+        self.ready = [worker.warm_up.remote() for worker in self.workers]
+
+    def train_round(self, epoch: int, index: int, rounds: int) -> list[Any]:
+        """Let the workers train on a round, and go on from its average.
+
+        Returns
+        -------
+        calls
+            Of each rank the one that returns its report; then, unless it is alone, the one that adopts the average.
+        """
+        calls = [worker.train_round.options(num_returns=2).remote(epoch, index, rounds) for worker in self.workers]
+        reports, results = (list(column) for column in zip(*calls, strict=True))
+        if self.server is None:
+            return reports
+        published = self.server.average.remote(*results)
+        return reports + [worker.adopt.remote(published) for worker in self.workers]
+
+    def state(self) -> tuple[list[Any], list[Any]]:
+        """Let the actors copy what `resume` needs; returns references to that, and the calls."""
+        states, calls = zip(*(actor.state.options(num_returns=2).remote() for actor in self._actors), strict=True)
+        return list(states), list(calls)
+
+    def resume(self, state: list[Any]) -> list[Any]:
+        """Let actors that have been prepared go on from a state; returns the calls."""
+        return [actor.resume.remote(part) for actor, part in zip(self._actors, state, strict=True)]
+
+    def restart(self) -> None:
+        """End the actors, and start new ones at their places."""
+        self.dismiss()
+        self.start(self._setup)
+
+    @property
+    def _actors(self) -> list[Any]:
+        return self.workers if self.server is None else [*self.workers, self.server]
+
+    def dismiss(self) -> None:
+        """End the actors at once, whatever they are doing."""
+        for actor in self._actors:
+            ray.kill(actor)
+        self.workers, self.ready, self.server = [], [], None
