@@ -6,6 +6,9 @@ touched their indices add 4 bytes to a row of 4 (1 + num_factors), so that there
 
 from __future__ import annotations
 
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +20,9 @@ from rayfm.kernels.vectors import constant, item, load, prefetch, put, store
 
 _AHEAD = 12
 """How many features before it is needed a record is fetched into the cache."""
+
+MAX_THREADS = 4
+"""Of a `Combiner`: few fill the memory's bandwidth."""
 
 _WIDTH = 8
 """Of the vectors with which rows are copied, which are of any length."""
@@ -185,6 +191,8 @@ class Combiner:
         self._counts = np.zeros(feature_dim, np.uint16)
         self._features = np.empty(feature_dim, np.uint32)
         self._memory = Memory()
+        self._threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
+        self._pool = ThreadPoolExecutor(self._threads)
 
     @property
     def state(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -202,16 +210,24 @@ class Combiner:
         With ``c`` of the results having a feature, new = old + scales[c] · Σ share · (result − old); the bias, which
         all have, is their weighted average. Summed in the order given, so that the same inputs give the same bits.
         """
-        width, bias = self._width, np.zeros(1, np.float32)
+        width = self._width
         for result in results:
             count_features(read_only(result.features), self._counts)
         count = number_features(self._counts, self._features, self._slots)
         features, moves = self._features[:count], self._memory.rows(count, width)
-        moves[...] = 0
-        for result, share in zip(results, shares, strict=True):
-            rows = read_only(result.features), read_only(result.rows).reshape(-1)
-            add_moves(*rows, np.float32(share), self._slots, self._rows, width, moves.reshape(-1))
-            bias += np.float32(share) * (result.bias - self._bias)
-        move(read_only(features), self._counts, scales, self._rows, width, moves.reshape(-1))
-        self._bias = self._bias + bias
+
+        def work(first: int, last: int) -> None:
+            """Do the features whose numbers are ``first:last``."""
+            moves[first:last] = 0
+            for result, share in zip(results, shares, strict=True):
+                part = slice(*np.searchsorted(result.features, (features[first], features[last - 1] + 1)))
+                rows = read_only(result.features)[part], read_only(result.rows)[part].reshape(-1)
+                add_moves(*rows, np.float32(share), self._slots, self._rows, width, moves.reshape(-1))
+            part = slice(first, last)
+            move(read_only(features)[part], self._counts, scales, self._rows, width, moves[part].reshape(-1))
+
+        cuts = np.linspace(0, count, self._threads + 1).astype(int).tolist()
+        list(self._pool.map(lambda cut: work(*cut) if cut[0] < cut[1] else None, itertools.pairwise(cuts)))
+        moved = [np.float32(share) * (result.bias - self._bias) for result, share in zip(results, shares, strict=True)]
+        self._bias = self._bias + np.sum(moved, axis=0, dtype=np.float32)
         return FeatureRows(features, self._bias, moves)

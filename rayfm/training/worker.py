@@ -212,8 +212,10 @@ class Worker:
         features = parameters.features
         if sums is not None:
             features = sums.features  # of the whole epoch
-            roots = sums._replace(bias=np.sqrt(sums.bias), rows=np.sqrt(sums.rows)) if self._code == FTRL else sums
-            scatter(self._table, self._second_places, roots)
+            if self._code == FTRL:  # keeps roots, and sums are averaged
+                roots = self._memory[1][1].rows(*sums.rows.shape)
+                sums = sums._replace(bias=np.sqrt(sums.bias), rows=np.sqrt(sums.rows, out=roots))
+            scatter(self._table, self._second_places, sums)
         if self._code == FTRL:
             from rayfm.kernels.training import restart_ftrl
 
@@ -344,9 +346,10 @@ class Worker:
         touched, accumulators = self._scratch.touched, None
         parameters = self._gather(parameter_places(self._num_factors), IN_ROUND, 0)
         if is_last and self.setup.hyperparameters.optimizer != "adam":
-            roots = accumulators = self._gather(self._second_places, IN_EPOCH, 1)
-            if self._code == FTRL:  # keeps roots, and sums are averaged
-                accumulators = roots._replace(bias=np.square(roots.bias), rows=np.square(roots.rows))
+            accumulators = self._gather(self._second_places, IN_EPOCH, 1)
+            if self._code == FTRL:
+                np.square(accumulators.bias, out=accumulators.bias)
+                np.square(accumulators.rows, out=accumulators.rows)
         touched &= 0 if is_last else IN_EPOCH
         return RoundResult(num_rows, parameters, accumulators)
 

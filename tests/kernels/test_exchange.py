@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from rayfm.kernels import exchange
 from rayfm.kernels.exchange import Combiner, FeatureRows, Memory, find, gather, scatter
 from rayfm.kernels.tables import (
     CODES,
@@ -49,7 +50,9 @@ def test_gather__and_scatter_move_what_the_views_show_and_nothing_else(optimizer
         target.heads[:] = 0
 
 
-def test_combine__moves_each_feature_by_those_who_have_it():
+@pytest.mark.parametrize("threads", [1, 3])
+def test_combine__moves_each_feature_by_those_who_have_it(threads, monkeypatch):
+    monkeypatch.setattr(exchange.os, "sched_getaffinity", lambda process: range(threads))
     rng = np.random.default_rng(1)
     start, width = rng.normal(size=(DIM, 4)).astype("f4"), 4
     combiner = Combiner(np.ones(1, np.float32), start.copy())

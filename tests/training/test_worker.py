@@ -1,5 +1,6 @@
 """A worker by itself, without Ray: rows that come while it trains are trained on as if they had all been there."""
 
+import copy
 from itertools import pairwise
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_result__of_ftrl_has_sums_of_squared_gradients(rows):
         worker = new_worker(optimizer, world_size=2, **still)
         worker.load({"train": slices(rows, ())}, DIM)
         _, result = worker.train_round(0, 0, 1)
-        sums[optimizer] = result.accumulators
+        sums[optimizer] = copy.deepcopy(result.accumulators)  # the worker uses the memory again
         if optimizer == "ftrl":
             kept = [array.copy() for array in second_states_in(worker._table, 3)]
             worker.adopt(Published(result.parameters, result.accumulators))
