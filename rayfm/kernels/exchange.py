@@ -170,8 +170,9 @@ def scatter(table: Table, places: Places, source: FeatureRows) -> None:
 
 def warm_up_combiner() -> None:
     """Compile the kernels of `Combiner`, or load them from the cache."""
-    rows = FeatureRows(np.empty(0, np.uint32), np.zeros(1, np.float32), np.empty((0, 2), np.float32))
-    Combiner(np.zeros(1, np.float32), np.zeros((1, 2), np.float32)).combine([rows], [1.0], np.ones(2, np.float32))
+    nothing = np.zeros(1, np.float32)
+    one = FeatureRows(np.zeros(1, np.uint32), nothing, np.zeros((1, 2), np.float32))
+    Combiner(nothing, np.zeros((1, 2), np.float32)).combine([one], [1.0], np.ones(2, np.float32))
 
 
 class Combiner:
