@@ -125,3 +125,51 @@ def test_estimator__fit_attach_deploy_and_predict_each_in_a_process_of_its_own(a
     assert said["attach"].endswith("\nCompleted\n")
     assert said["deploy"].endswith("True\n")
     assert said["predict"] == "1\n"
+
+
+LOSS_OF_A_NODE = """
+import sys
+from ray.cluster_utils import Cluster
+
+size = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
+cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
+node = cluster.add_node(**size)
+ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR", namespace="rayfm")
+cluster.wait_for_nodes()
+events = []
+
+
+def watcher(event):
+    events.append(event["event"])
+    if is_disturbed and event["event"] == "epoch" and event["epoch"] == 0:
+        cluster.remove_node(node, allow_graceful=False)
+
+
+models = []
+for is_disturbed in (False, True):
+    result = rayfm.train(
+        "rows.libsvm", options=rayfm.ReadOptions(index_base=0), train_instance_count=2, watcher=watcher,
+        output_path=sys.argv[1] + str(is_disturbed), job_name="job",
+        hyperparameters={
+            "num_factors": 4, "predictor_type": "regressor", "epochs": 80, "mini_batch_size": 10, "shuffle": True,
+            "seed": 1,
+        },
+    )
+    models.append(result.model.factors.tobytes())
+assert models[0] == models[1]
+assert "restart" in events
+print("the same bits")
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_train__goes_on_to_the_same_bits_when_a_node_is_lost(tmp_path):
+    """With the worker that was there, and the blocks."""
+    (tmp_path / "rows.libsvm").write_text("".join(f"{i % 5} {i % 7}:1 {7 + i % 3}:1\n" for i in range(3000)))
+    script = "import ray\nimport rayfm\n" + LOSS_OF_A_NODE
+    said = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "out"], cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
+    assert said.returncode == 0, said.stderr
+    assert "the same bits" in said.stdout
