@@ -53,8 +53,9 @@ class LogLines(Dispatcher):
 
     def _on_compile(self, event: Event) -> None:
         self._line(f"Compiled the kernels in {event['seconds']:.2f} s")
-        self._ready = event["time"]
-        self._metrics(event, {"initialize.time": 1000 * event["seconds"], "epochs": self._epochs})
+        if self._ready is None:  # not anew after a restart
+            self._ready = event["time"]
+            self._metrics(event, {"initialize.time": 1000 * event["seconds"], "epochs": self._epochs})
 
     def _on_restart(self, event: Event) -> None:
         self._line(f"{event['reason']} Training goes on from epoch {event['epoch']} with new workers.", "WARNING")

@@ -33,7 +33,7 @@ class Live(Dispatcher):
             transient=True,
         )
         self._task = self._bar.add_task("starting Ray", total=None, facts="")
-        self._epochs = self._rows = 0
+        self._epochs = self._rows = self._first_epoch = 0
         self._table: _EpochTable | None = None
 
     def __enter__(self) -> Live:
@@ -66,10 +66,11 @@ class Live(Dispatcher):
 
     def _on_compile(self, event: Event) -> None:
         self._say(f"kernels compiled in {event['seconds']:.1f} s")
-        self._advance(0, 0)
+        self._advance(self._first_epoch, 0)
 
     def _on_restart(self, event: Event) -> None:
         self._say(f"{event['reason']} Going on from epoch {event['epoch'] + 1} with new workers.", "yellow")
+        self._first_epoch = event["epoch"]
         self._phase("starting workers")
 
     def _on_round(self, event: Event) -> None:

@@ -14,19 +14,25 @@ from typing import Any
 
 import ray
 from ray.util import client
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from rayfm.errors import RayfmError, ResourceError, WorkerError
 
 _LOG = logging.getLogger(__name__)
 
-_LOSSES = (
-    ray.exceptions.RayActorError,
-    ray.exceptions.WorkerCrashedError,
-    ray.exceptions.NodeDiedError,
-    ray.exceptions.ObjectLostError,
-    ray.exceptions.OutOfMemoryError,
-)
+_LOSSES = {
+    ray.exceptions.OutOfMemoryError: "its process was killed for want of memory.",
+    ray.exceptions.NodeDiedError: "its node died.",
+    ray.exceptions.ObjectLostError: "data that it needed was lost with a node.",
+    ray.exceptions.RayActorError: "its process died, by a crash, a kill or for want of memory.",
+    ray.exceptions.WorkerCrashedError: "its process died, by a crash, a kill or for want of memory.",
+}
+"""What to say when something was lost that can be had again."""
 
 RESERVATION_TIMEOUT_S = 120.0
 KNOCK_TIMEOUT_S = 5.0
@@ -198,14 +204,23 @@ def wait_for_a_cpu(check: Callable[[], None], timeout_s: float = RESERVATION_TIM
         time.sleep(0.2)
 
 
+def workers_of_a_node(count: int) -> int:
+    """Return how many workers a node gets at most when `count` spread over the nodes."""
+    return -(-count // len(_nodes()))
+
+
 def memory_of_a_worker(count: int) -> int:
     """Return a worker's part of the memory of the smallest node, in bytes, when `count` spread over the nodes.
 
     Ray's own figure for a node, which knows the limits of containers and leaves out the object store.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    smallest = min(node.get("memory", 2.0**62) for node in nodes)
-    return int(smallest / -(-count // len(nodes)))
+    smallest = min(node.get("memory", 2.0**62) for node in _nodes())
+    return int(smallest / workers_of_a_node(count))
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Return the resources of the nodes that have CPUs."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
 
 
 @contextmanager
@@ -231,6 +246,22 @@ def reserved_workers(request: WorkerRequest) -> Iterator[tuple[PlacementGroup, f
         remove_placement_group(group)
 
 
+def check_places(group: PlacementGroup, request: WorkerRequest, missing_since: float | None) -> float | None:
+    """Return since when places are missing that were lost with a node, None when they are there.
+
+    Raises
+    ------
+    ResourceError
+        If that is too long ago.
+    """
+    if placement_group_table(group)["state"] == "CREATED":
+        return None
+    now = time.monotonic()
+    if missing_since is not None and now - missing_since > RESERVATION_TIMEOUT_S:
+        raise ResourceError(_what_is_missing(request, cpus_of_a_worker(request)))
+    return missing_since or now
+
+
 def _what_is_missing(request: WorkerRequest, cpus: float) -> str:
     free = ray.available_resources()
     memory = f" and {request.memory_bytes / 2**30:.1f} GiB" if request.memory_bytes else ""
@@ -250,11 +281,13 @@ def wait_for(references: list[Any], timeout_s: float, what: str, check: Callable
     ------
     RayfmError
         The first error that rayfm itself raised in a call.
+    LostError
+        If a process that it needs died.
     WorkerError
-        If a call died or did not answer in time.
+        If a call failed otherwise or did not answer in time.
     """
     deadline = time.monotonic() + timeout_s
-    waiting = list(references)
+    waiting, results = list(references), {}
     while waiting:
         done, waiting = ray.wait(waiting, num_returns=1, timeout=min(0.5, max(0.0, deadline - time.monotonic())))
         check()
@@ -264,20 +297,19 @@ def wait_for(references: list[Any], timeout_s: float, what: str, check: Callable
             ranks = [rank for rank, reference in enumerate(references) if reference in waiting]
             raise WorkerError(f"{what} timed out after {timeout_s:g} s: no answer from ranks {ranks}.")
         try:
-            ray.get(done[0])
+            results[done[0]] = ray.get(done[0])
         except ray.exceptions.RayError as error:
             place = f" on rank {references.index(done[0])}" if len(references) > 1 else ""
-            raise explain(error, f"{what} failed{place}") from error
-    return list(ray.get(references))
+            explained = explain(error, f"{what} failed{place}")
+            if loss(error) and type(explained) is WorkerError:
+                raise LostError(str(explained)) from error
+            raise explained from error
+    return [results[reference] for reference in references]
 
 
 def explain(error: BaseException, what: str) -> RayfmError:
-    """Return the error of rayfm inside one of Ray's, or a `WorkerError` that tells what Ray said.
-
-    It is a `LostError` where a process died.
-    """
+    """Return the error of rayfm inside one of Ray's, or a `WorkerError` that tells what Ray said."""
     seen: set[int] = set()
-    is_loss = False
     queue: list[BaseException | None] = [error]
     while queue:
         inner = queue.pop()
@@ -286,8 +318,20 @@ def explain(error: BaseException, what: str) -> RayfmError:
         seen.add(id(inner))
         if isinstance(inner, RayfmError) and not isinstance(inner, ray.exceptions.RayError):
             return inner
-        is_loss |= isinstance(inner, _LOSSES)
         queue += [inner.__context__, inner.__cause__, getattr(inner, "cause", None)]
-    if is_loss:
-        return LostError(f"{what}: its process died, by a crash, a kill or for want of memory. See Ray's logs.")
+    if lost := loss(error):
+        return WorkerError(f"{what}: {lost} See Ray's logs.")
     return WorkerError(f"{what}: {type(error).__name__}: {error}")
+
+
+def loss(error: BaseException | None) -> str | None:
+    """Return what to say when an error of Ray's is the loss of a process or of its data, else None.
+
+    An actor that fails while it starts is not lost: it would fail again.
+    """
+    while error is not None:
+        for kind, text in _LOSSES.items():
+            if isinstance(error, kind) and not getattr(error, "actor_init_failed", False):
+                return text
+        error = getattr(error, "cause", None) or error.__cause__
+    return None

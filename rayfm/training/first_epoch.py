@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from rayfm.training import cluster
 from rayfm.training.blocks import Block
 from rayfm.training.shard import BlockSlice
 
@@ -64,7 +65,9 @@ class FirstEpoch:
         while self._unseen < len(self.reports) and ray.wait([self.reports[self._unseen]], timeout=0)[0]:
             try:
                 ray.get(self.reports[self._unseen])
-            except ray.exceptions.RayActorError:
+            except ray.exceptions.RayError as error:
+                if not cluster.loss(error):
+                    raise
                 self.reports, self._is_on = [], False
                 return
             self._unseen += 1

@@ -47,6 +47,9 @@ class ParameterServer:
         for combiner, of_another in zip(self._combiners, state, strict=True):
             combiner.state = of_another
 
-    def average(self, *results: RoundResult) -> Published:
-        """Combine the results of a round, those of the ranks in their order, into what all go on from."""
-        return combine(list(results), self._combiners, self._reach)
+    def average(self, *results: RoundResult) -> tuple[Published, None]:
+        """Combine the results of a round, those of the ranks in their order, into what all go on from.
+
+        The second value is for those who want to know whether there is a first, and not to fetch it.
+        """
+        return combine(list(results), self._combiners, self._reach), None

@@ -2,15 +2,18 @@
 
 Now and then the state of all actors is kept in the object store, at the end of an epoch. When one is lost, new ones
 take the places of all and go on from there; what they train again comes to the same bits. It is kept so seldom that it
-takes a small part of the time, and so often that little is trained again.
+takes a small part of the time, and so often that little is trained again. What was kept of an actor is lost with its
+node; then the run goes on from the start.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
+from rayfm.errors import WorkerError
 from rayfm.training import cluster
 from rayfm.training.team import Team
 
@@ -20,6 +23,8 @@ SHARE_OF_KEEPING = 0.02
 
 MAX_RESTARTS = 3
 """Without a new epoch between them: what always happens at the same place is no accident."""
+
+_LOG = logging.getLogger(__name__)
 
 
 class Recovery:
@@ -42,8 +47,13 @@ class Recovery:
         now = time.monotonic()
         if epoch and now - self._kept >= max(KEEP_EVERY_S, self._took_s / SHARE_OF_KEEPING):
             state, calls = team.state()
-            wait(calls, "keeping the state")
-            self.epoch, self._state = epoch, state
+            try:
+                wait(calls, "keeping the state")
+                self.epoch, self._state = epoch, state
+            except cluster.LostError:
+                raise
+            except WorkerError as error:  # no room for it: the run goes on without
+                _LOG.warning("%s", error)
             self._kept = time.monotonic()
             self._took_s = self._kept - now
 

@@ -29,6 +29,7 @@ from rayfm.errors import (
     RayfmError,
     ResourceError,
     StoppedError,
+    WorkerError,
 )
 from rayfm.hyperparameters import Hyperparameters
 from rayfm.kernels.tables import CODES, size_bytes
@@ -42,7 +43,7 @@ from rayfm.training.messages import RoundReport, WorkerSetup
 from rayfm.training.recovery import Recovery
 from rayfm.training.shard import deal
 from rayfm.training.sources import Blocks, Source
-from rayfm.training.team import Team
+from rayfm.training.team import RoundCalls, Team
 
 ROUNDS_UNDER_WAY = 2
 
@@ -156,6 +157,7 @@ class Run:
         self._first: FirstEpoch | None = None
         self._best, self._recovery = _Best(), Recovery()
         self._epochs = self._values.epochs
+        self._tested: dict[str, float] | None = None
         self._began = time.monotonic()
 
     def execute(self) -> job.TrainingResult:
@@ -168,6 +170,8 @@ class Run:
         """
         try:
             return self._execute()
+        except cluster.LostError as error:  # for good
+            raise WorkerError(str(error)) from error
         except RayfmError:
             raise
         except BaseException as error:
@@ -202,8 +206,8 @@ class Run:
         self._recovery.count(error, len(self._history))
         self._first = None
         self._best.check()
-        if self._best.parameters is None and 0 <= self._best.epoch < self._recovery.epoch:
-            self._recovery.forget()
+        if self._best.parameters is None and 0 <= self._best.epoch < self._recovery.epoch - 1:
+            self._recovery.forget()  # the best epoch must be trained again
         self._emit({"event": "restart", "reason": str(error), "epoch": self._recovery.epoch})
         team.restart()
 
@@ -211,7 +215,7 @@ class Run:
     def _team(self, request: cluster.WorkerRequest) -> Iterator[Team]:
         """Reserve and start the workers."""
         with cluster.reserved_workers(request) as place:
-            team = Team(*place, self.spec.world_size, oversubscribe=self.spec.oversubscribe)
+            team = Team(*place, request)
             try:
                 values, budget = self._values, self.spec.worker_memory_bytes
                 if budget is None:
@@ -245,11 +249,15 @@ class Run:
         return channels, feature_dim
 
     def _check_memory(self, feature_dim: int) -> None:
-        """Refuse a model that cannot fit a worker, with its optimizer's states and copies of what is published."""
-        values, alone = self._values, self.spec.world_size == 1
-        copies = 1 if alone or values.optimizer == "adam" else 2
+        """Refuse a model that cannot fit a worker, with its optimizer's states and what is exchanged."""
+        values, count = self._values, self.spec.world_size
         needed = size_bytes(CODES[values.optimizer], feature_dim, values.num_factors)
-        needed += 4 * feature_dim * (copies * (values.num_factors + 1) + (values.threads or 1) * values.hogwild)
+        needed += 4 * feature_dim * (values.threads or 1) * values.hogwild
+        exchanged = 4 * feature_dim * (values.num_factors + 1) * (1 if values.optimizer == "adam" else 2)
+        if count == 1:
+            needed += exchanged  # the best epoch's
+        else:  # the worker's, and the rows of the parameter server and what it makes of them
+            needed += exchanged + 2 * exchanged // cluster.workers_of_a_node(count)
         room = cluster.memory_of_a_worker(self.spec.world_size)
         if needed > room:
             raise ResourceError(
@@ -261,9 +269,7 @@ class Run:
     def _start(self, team: Team, channels: dict[str, Blocks], feature_dim: int) -> None:
         """Give the workers, which have been starting and compiling, their rows."""
         spec = self.spec
-        started_s, compiled_s = (
-            max(seconds) for seconds in zip(*self._wait(team.ready, "starting the workers"), strict=True)
-        )
+        started_s, compiled_s = (max(seconds) for seconds in zip(*self._wait_for_places(team), strict=True))
         began = time.time()
         shards = {
             name: deal(blocks.dealt, spec.world_size, striped=self._values.shuffle and name == "train")
@@ -338,11 +344,13 @@ class Run:
         sums: Sums = sums_for(self._values.predictor_type)()
         rows, computing = 0, 0.0
         early = self._first.reports if self._first and epoch == 0 else []
-        rounds = ([report] for report in early) if early else self._rounds_of(team, epoch)
+        rounds = (RoundCalls([report], [], []) for report in early) if early else self._rounds_of(team, epoch)
         for index, calls in enumerate(rounds):
             self._check_stopped()
-            reports: list[RoundReport] = self._wait(calls[: self.spec.world_size], f"epoch {epoch}, round {index}")
-            self._wait(calls[self.spec.world_size :], f"averaging epoch {epoch}, round {index}")
+            where = f"epoch {epoch}, round {index}"
+            reports: list[RoundReport] = self._wait(calls.reports, where)
+            self._wait(calls.averaged, f"the parameter server in {where},")
+            self._wait(calls.adopted, f"what follows {where},")
             computing += max(report.seconds for report in reports)
             for report in reports:
                 sums = sums + report.sums
@@ -358,9 +366,9 @@ class Run:
             **_named("train", sums.values()),
         }
 
-    def _rounds_of(self, team: Team, epoch: int) -> Iterator[list[Any]]:
+    def _rounds_of(self, team: Team, epoch: int) -> Iterator[RoundCalls]:
         """Yield what `Team.train_round` returns; a few rounds are under way, so that workers wait for nobody else."""
-        under_way: deque[list[Any]] = deque()
+        under_way: deque[RoundCalls] = deque()
         for index in range(self._rounds):
             under_way.append(team.train_round(epoch, index, self._rounds))
             if len(under_way) > ROUNDS_UNDER_WAY:
@@ -399,9 +407,10 @@ class Run:
         record = self._history[best.epoch]
         metrics = {name: value for name, value in record.items() if ":" in name}
         if "test" in channels:
-            measured = _named("test", self._evaluate(team, "test", best.parameters))
-            metrics.update(measured)
-            self._emit({"event": "test", **measured})
+            if self._tested is None:
+                self._tested = _named("test", self._evaluate(team, "test", best.parameters))
+                self._emit({"event": "test", **self._tested})
+            metrics.update(self._tested)
         self._emit({"event": "upload"})
         directory = self.spec.directory
         uris = [directory.model_uri, *([directory.archive_uri] if self.spec.archive else [])]
@@ -432,6 +441,15 @@ class Run:
             "train_rows": channels["train"].num_rows,
             "versions": job.library_versions(),
         }
+
+    def _wait_for_places(self, team: Team) -> list[Any]:
+        """Wait until the workers are ready, which they never are when there is no node for one."""
+
+        def check() -> None:
+            self._check_stopped()
+            team.check_places()
+
+        return cluster.wait_for(team.ready, self.spec.round_timeout_s, "starting the workers", check)
 
     def _wait(self, references: list[Any], what: str) -> list[Any]:
         return cluster.wait_for(references, self.spec.round_timeout_s, what, self._check_stopped)

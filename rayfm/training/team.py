@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -15,6 +15,14 @@ from rayfm.training.parameter_server import ParameterServer
 from rayfm.training.worker import Worker
 
 
+class RoundCalls(NamedTuple):
+    """The calls of a round: of each worker for its report, of the server, and of each worker to adopt the average."""
+
+    reports: list[Any]
+    averaged: list[Any]
+    adopted: list[Any]
+
+
 class Team:
     """The workers, and the parameter server unless there is one worker alone.
 
@@ -22,13 +30,13 @@ class Team:
     ----------
     group, cpus
         Placement group with a place for each worker, and the CPUs of one.
-    oversubscribe
-        Whether workers share the CPUs of this machine.
+    request
+        What was asked for.
     """
 
-    def __init__(self, group: Any, cpus: float, world_size: int, *, oversubscribe: bool) -> None:
-        self._group, self._cpus, self._world_size = group, cpus, world_size
-        self._oversubscribe = oversubscribe
+    def __init__(self, group: Any, cpus: float, request: cluster.WorkerRequest) -> None:
+        self._group, self._cpus, self._request = group, cpus, request
+        self._missing_since: float | None = None
         self.workers: list[Any] = []
         self.ready: list[Any] = []
         self.server: Any = None
@@ -37,7 +45,7 @@ class Team:
     def threads(self) -> int:
         """How many threads each worker has CPUs for: those of this machine where it is shared, else its own."""
         machine = min(len(os.sched_getaffinity(0)), int(cluster.cluster_cpus()))  # Ray knows a container's limit
-        return max(1, machine // self._world_size if self._oversubscribe else int(self._cpus))
+        return max(1, machine // self._request.count if self._request.share else int(self._cpus))
 
     def start(self, setup: WorkerSetup) -> None:
         """Start one worker per place of the placement group, and the server; `ready` is when they have compiled."""
@@ -50,24 +58,22 @@ class Team:
                 num_cpus=self._cpus,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, rank),
             ).remote(rank, setup, time.time())
-            for rank in range(self._world_size)
+            for rank in range(self._request.count)
         ]
         self.ready = [worker.warm_up.remote() for worker in self.workers]
 
-    def train_round(self, epoch: int, index: int, rounds: int) -> list[Any]:
-        """Let the workers train on a round, and go on from its average.
+    def check_places(self) -> None:
+        """Raise `ResourceError` when the place of a worker was lost with its node, and there is no other."""
+        self._missing_since = cluster.check_places(self._group, self._request, self._missing_since)
 
-        Returns
-        -------
-        calls
-            Of each rank the one that returns its report; then, unless it is alone, the one that adopts the average.
-        """
+    def train_round(self, epoch: int, index: int, rounds: int) -> RoundCalls:
+        """Let the workers train on a round, and go on from its average."""
         calls = [worker.train_round.options(num_returns=2).remote(epoch, index, rounds) for worker in self.workers]
         reports, results = (list(column) for column in zip(*calls, strict=True))
         if self.server is None:
-            return reports
-        published = self.server.average.remote(*results)
-        return reports + [worker.adopt.remote(published) for worker in self.workers]
+            return RoundCalls(reports, [], [])
+        published, averaged = self.server.average.options(num_returns=2).remote(*results)
+        return RoundCalls(reports, [averaged], [worker.adopt.remote(published) for worker in self.workers])
 
     def state(self) -> tuple[list[Any], list[Any]]:
         """Let the actors copy what `resume` needs; returns references to that, and the calls."""

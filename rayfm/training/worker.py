@@ -289,13 +289,15 @@ class Worker:
 
         The second value is for those who want to know whether there is a first, and not to fetch it.
         """
-        return {"bias": self._table.bias, "records": self._table.heads, "steps": self._steps}, None
+        return {
+            "bias": self._table.bias, "records": self._table.heads, "steps": self._steps, "rule": self._rule,
+        }, None  # fmt: skip
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from the state of another."""
         np.copyto(self._table.bias, state["bias"])
         np.copyto(self._table.heads, state["records"])
-        self._steps = state["steps"]
+        self._steps, self._rule = state["steps"], state["rule"]
 
     def node_id(self) -> str:
         """Return on which node of the cluster this is."""

@@ -46,7 +46,8 @@ def victims():
         except OSError:
             continue
         name = title.removeprefix("ray::").split("(")[0].split(".")[0].split(":")[0]
-        if ours and title.startswith("ray::") and name != "RunController" and name not in RAYS_OWN:
+        is_controller = name == "RunController" or name.startswith(str(FOLDER))  # it is named as its job
+        if ours and title.startswith("ray::") and not is_controller and name not in RAYS_OWN:
             found[int(folder.name)] = name
     return found
 

@@ -50,12 +50,14 @@ def test_gather__and_scatter_move_what_the_views_show_and_nothing_else(optimizer
         target.heads[:] = 0
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_combine__moves_each_feature_by_those_who_have_it(threads, monkeypatch):
-    monkeypatch.setattr(exchange.os, "sched_getaffinity", lambda process: range(threads))
+def test_combine__moves_each_feature_by_those_who_have_it(monkeypatch):
+    """To the same bits in any number of threads."""
     rng = np.random.default_rng(1)
     start, width = rng.normal(size=(DIM, 4)).astype("f4"), 4
-    combiner = Combiner(np.ones(1, np.float32), start.copy())
+    combiners = []
+    for threads in (3, 1):
+        monkeypatch.setattr(exchange.os, "sched_getaffinity", lambda process, threads=threads: range(threads))
+        combiners.append(Combiner(np.ones(1, np.float32), start.copy()))
     current, bias = start.astype(float), 1.0
     for _ in range(3):
         results = [
@@ -67,7 +69,9 @@ def test_combine__moves_each_feature_by_those_who_have_it(threads, monkeypatch):
             for size in (20, 0, 33)
         ]
         shares, scales = [0.5, 0.2, 0.3], np.array([0, 3, 2, 1], np.float32)
-        combined = combiner.combine(results, shares, scales)
+        combined, alone = (combiner.combine(results, shares, scales) for combiner in combiners)
+        for one, other in zip(combined, alone, strict=True):
+            np.testing.assert_array_equal(one, other)
         moves, counts = np.zeros((DIM, width)), np.zeros(DIM, int)
         for result, share in zip(results, shares, strict=True):
             moves[result.features] += share * (result.rows - current[result.features])

@@ -5,11 +5,15 @@ import signal
 import time
 
 import pytest
+import ray
 
 from rayfm.batch import SparseBatch
 from rayfm.errors import WorkerError
 from rayfm.formats import parquet
-from rayfm.training import recovery
+from rayfm.training import cluster, recovery
+from rayfm.training import run as run_module
+from rayfm.training.first_epoch import FirstEpoch
+from rayfm.training.team import Team
 from tests.conftest import live_actors
 from tests.training.test_run import fit, problem, same_bits
 
@@ -40,6 +44,11 @@ class Killer:
         return [event for event in self.events if event["event"] == name]
 
 
+def keep_always(monkeypatch):
+    monkeypatch.setattr(recovery, "KEEP_EVERY_S", 0.0)
+    monkeypatch.setattr(recovery, "SHARE_OF_KEEPING", 1e9)
+
+
 def held_out():
     return problem(200, seed=1)
 
@@ -65,8 +74,7 @@ def test_train__goes_on_to_the_same_bits_when_an_actor_is_killed(tmp_path, victi
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("optimizer", ["adam", "ftrl"])
 def test_train__goes_on_from_what_was_kept(tmp_path, monkeypatch, workers, optimizer):
-    monkeypatch.setattr(recovery, "KEEP_EVERY_S", 0.0)
-    monkeypatch.setattr(recovery, "SHARE_OF_KEEPING", 1e9)
+    keep_always(monkeypatch)
     features, labels = problem()
     run = {"workers": workers, "epochs": 5, "optimizer": optimizer}
     killer = Killer("Worker", ("epoch", 2), ("epoch", 3))
@@ -78,8 +86,7 @@ def test_train__goes_on_from_what_was_kept(tmp_path, monkeypatch, workers, optim
 
 def test_train__keeps_the_best_epoch_over_a_restart(tmp_path, monkeypatch):
     """The best one lies before what was kept: nobody can train it again."""
-    monkeypatch.setattr(recovery, "KEEP_EVERY_S", 0.0)
-    monkeypatch.setattr(recovery, "SHARE_OF_KEEPING", 1e9)
+    keep_always(monkeypatch)
     features, labels = problem()
     opposite = held_out()[0], -held_out()[1]  # the more is learned, the worse it becomes
     run = {"workers": 2, "epochs": 6, "validation": opposite}
@@ -116,3 +123,100 @@ def test_train__gives_up_when_the_same_happens_again_and_again(tmp_path):
         fit(tmp_path, features, labels, "job", watcher=killer, workers=2, epochs=3)
     assert len(killer.of("restart")) == recovery.MAX_RESTARTS
     assert not (tmp_path / "job" / "model.safetensors").exists()
+
+
+def test_train__begins_anew_when_what_was_kept_is_lost_too(tmp_path, monkeypatch):
+    keep_always(monkeypatch)
+    resume = Team.resume
+
+    def lose(team, state):
+        monkeypatch.setattr(Team, "resume", resume)
+        return resume(team, [Fragile.remote(False).die.remote(), *state[1:]])
+
+    monkeypatch.setattr(Team, "resume", lose)
+    features, labels = problem()
+    run = {"workers": 2, "epochs": 4}
+    killer = Killer("Worker", ("epoch", 2))
+    disturbed = fit(tmp_path, features, labels, "disturbed", watcher=killer, **run)
+    same_bits(disturbed, fit(tmp_path, features, labels, "undisturbed", **run))
+    assert [event["epoch"] for event in killer.of("restart")] == [2, 0]
+
+
+def test_train__trains_the_best_epoch_again_when_its_parameters_are_lost(tmp_path, monkeypatch):
+    keep_always(monkeypatch)
+    monkeypatch.setattr(run_module._Best, "check", lambda best: setattr(best, "parameters", None))
+    features, labels = problem()
+    run = {"workers": 2, "epochs": 5, "validation": (held_out()[0], -held_out()[1])}
+    killer = Killer("Worker", ("epoch", 3))
+    disturbed = fit(tmp_path, features, labels, "disturbed", watcher=killer, **run)
+    same_bits(disturbed, fit(tmp_path, features, labels, "undisturbed", **run))
+    assert disturbed.best_epoch == 0
+    assert [event["epoch"] for event in killer.of("restart")] == [0]
+
+
+def test_train__stops_early_once_whatever_is_lost_afterwards(tmp_path):
+    features, labels = problem()
+    opposite = held_out()[0], -held_out()[1]
+    run = {"epochs": 9, "validation": opposite, "test": opposite, "early_stopping_patience": 2}
+    undisturbed = fit(tmp_path, features, labels, "undisturbed", **run)
+    last = len(undisturbed.history) - 1
+    killer = Killer("Worker", ("early stop", last), ("upload", None))
+    disturbed = fit(tmp_path, features, labels, "disturbed", watcher=killer, **run)
+    same_bits(disturbed, undisturbed)
+    assert last < 8
+    assert [event["epoch"] for event in killer.of("epoch")] == list(range(last + 1))
+    assert len(killer.of("restart")) == 1  # the controller has the best epoch's parameters when the second is killed
+    assert not killer.moments
+    assert len(killer.of("early stop")) == len(killer.of("test")) == 1
+    assert disturbed.metrics == pytest.approx(undisturbed.metrics)
+
+
+@ray.remote
+class Fragile:
+    """An actor for `loss` and `explain`."""
+
+    def __init__(self, fails):
+        if fails:
+            raise ValueError("no such thing")
+
+    def die(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def fail(self):
+        raise ValueError("no such thing")
+
+    def take(self, given):
+        return given
+
+
+def error_of(reference):
+    with pytest.raises(ray.exceptions.RayError) as caught:
+        ray.get(reference)
+    return caught.value
+
+
+def test_loss__is_the_death_of_a_process_but_no_failure_of_its_own():
+    actor, other = Fragile.remote(False), Fragile.remote(False)
+    died = actor.die.remote()
+    assert "its process died" in cluster.loss(error_of(died))
+    assert "its process died" in cluster.loss(error_of(other.take.remote(died)))  # of what another waited for
+    for error in (error_of(other.fail.remote()), error_of(Fragile.remote(True).fail.remote())):
+        assert cluster.loss(error) is None
+        assert "no such thing" in str(cluster.explain(error, "it failed"))
+    assert str(cluster.explain(error_of(died), "it failed")).startswith("it failed: its process died")
+    with pytest.raises(cluster.LostError):
+        cluster.wait_for([died], 10, "waiting")
+    with pytest.raises(WorkerError, match="no such thing") as caught:
+        cluster.wait_for([other.fail.remote()], 10, "waiting")
+    assert not isinstance(caught.value, cluster.LostError)
+    ray.kill(other)
+
+
+def test_first_epoch__ends_where_its_worker_is_lost():
+    worker = Fragile.remote(False)
+    first = FirstEpoch(worker, 5, lambda width: None)
+    first.reports.append(worker.die.remote())
+    ray.wait(first.reports)
+    first._look()
+    first.end()
+    assert first.reports == []

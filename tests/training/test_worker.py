@@ -114,7 +114,7 @@ def test_adopt__of_ones_own_results_changes_nothing(rows, optimizer):
         undisturbed.train_round(epoch, index, 2)
         assert report.num_rows == result.num_rows == 300
         assert (result.accumulators is None) == (optimizer == "adam" or index == 0)
-        worker.adopt(server.average(result, result))
+        worker.adopt(server.average(result, result)[0])
     for one, other, start in zip(worker.parameters(), undisturbed.parameters(), drawn, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-5)
         np.testing.assert_array_equal(one[DIM:], start[DIM:])
