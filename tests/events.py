@@ -21,7 +21,7 @@ def job_event(name="first", epochs=20, workers=2, directory="out/first"):
     return {"event": "job", "time": 1000.0, **facts}
 
 
-def run(*, epochs=20, trained=1, notes=(), test=True, early=False, end=None, **per_epoch):
+def run(*, epochs=20, trained=1, notes=(), test=True, early=False, restart=False, end=None, **per_epoch):
     """Yield the events of a run of 14 s; the values are those that SageMaker once printed."""
     read = {"rows": 80000, "entries": 160000, "feature_dim": 2625, "notes": list(notes), "seconds": 0.8}
     running = [{"host": 1, "batch": 0, "train:rmse": 3.846082752497988}]
@@ -33,6 +33,10 @@ def run(*, epochs=20, trained=1, notes=(), test=True, early=False, end=None, **p
     for number in range(trained):
         yield {"event": "round", "time": 1004.0, "epoch": number, "rows": 40000, "running": running}
         yield epoch(number, 1.8169458122088216, **per_epoch)
+    if restart:
+        yield {"event": "restart", "time": 1006.0, "reason": "epoch 1, round 0 failed on rank 1.", "epoch": trained}
+        yield {"event": "start", "time": 1007.0, "workers": 2, "seconds": 0.5}
+        yield {"event": "compile", "time": 1008.0, "seconds": 0.25}
     if early:
         yield {"event": "early stop", "time": 1011.0, "epoch": trained - 1, "best_epoch": 0, "metric": "rmse"}
     tested = measures("test", 1.0002629948968227) if test else {}

@@ -220,3 +220,25 @@ def test_live__shows_a_run_that_is_over_with_undefined_measures(monkeypatch):
     events = replayed(run(epochs=1, **{"validation:rmse": float("nan")}))
     text, _ = shown(monkeypatch, events)
     assert re.search(r"1/1 +1\.8169 +nan +106 k", text)
+
+
+def test_log_lines__of_a_restart_warn_and_initialize_no_second_time():
+    lines = printed(run(restart=True))
+    warning = "epoch 1, round 0 failed on rank 1. Training goes on from epoch 1 with new workers."
+    assert warning in lines
+    assert lines.index(warning) < lines.index("Started 2 workers in 0.50 s")
+    assert sum("initialize.time" in line for line in lines) == 1
+    [times] = [json.loads(line.removeprefix("#metrics ")) for line in lines if "setuptime" in line]
+    assert times["Metrics"]["setuptime"]["sum"] == 3000
+
+
+def test_live__of_a_restart_says_why_and_goes_on_where_it_was(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    stream = Terminal()
+    with Live(stream) as live:
+        for event in run(trained=7, restart=True):
+            live(event)
+            if event["event"] == "compile":
+                reached = live._bar.tasks[0].description
+    assert "epoch 1, round 0 failed on rank 1. Going on from epoch 8 with new workers." in stream.getvalue()
+    assert reached == "epoch 8/20"
