@@ -242,3 +242,16 @@ def test_live__of_a_restart_says_why_and_goes_on_where_it_was(monkeypatch):
                 reached = live._bar.tasks[0].description
     assert "epoch 1, round 0 failed on rank 1. Going on from epoch 8 with new workers." in stream.getvalue()
     assert reached == "epoch 8/20"
+
+
+def test_epochs__of_several_workers_have_the_time_of_exchange(monkeypatch):
+    events = list(run(trained=2, exchange_seconds=0.125))
+    text, _ = shown(monkeypatch, events)
+    assert "epoch  train rmse   rows/s  exchange" in text
+    assert "1/20      1.8169    106 k       25%" in text
+    narrow, _ = shown(monkeypatch, events, columns="30")
+    assert "rows/s" in narrow
+    assert "exchange" not in narrow
+    [first, _] = [json.loads(line.removeprefix("#metrics ")) for line in printed(events) if "update.time" in line]
+    assert first["Metrics"]["exchange.time"]["sum"] == 125
+    assert not any("exchange" in line for line in printed(run()))

@@ -71,7 +71,9 @@ class LogLines(Dispatcher):
             self._quality(event, channel, f"epoch={epoch}, ")
         if epoch + 1 == self._epochs:
             self._quality(event, "train")
-        self._metrics(event, {"update.time": 1000 * event["seconds"]}, epoch=epoch)
+        exchange = event.get("exchange_seconds")
+        times = {"update.time": 1000 * event["seconds"]} | ({"exchange.time": 1000 * exchange} if exchange else {})
+        self._metrics(event, times, epoch=epoch)
         self._line(f"#progress_metric: host=algo-1, completed {100 * (epoch + 1) / self._epochs!r} % of epochs")
         seen = {
             "Total Records Seen": (epoch + 1) * self._rows,

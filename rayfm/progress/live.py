@@ -121,7 +121,8 @@ class Live(Dispatcher):
 class _EpochTable:
     """A line per epoch: its number, the measures that say most, the speed, and a star when it is the best so far.
 
-    The speed is left out when the terminal is too narrow for it.
+    Several workers also show which part of the time they exchanged parameters. That, and then the speed, is left out
+    when the terminal is too narrow for it.
     """
 
     def __init__(self, event: Event, epochs: int, width: int) -> None:
@@ -132,14 +133,17 @@ class _EpochTable:
         titles = [_title(name) for name in self._measures]
         self._epochs = epochs
         self._widths = [max(5, 2 * len(str(epochs)) + 1), *(max(9, len(title)) for title in titles), 7]
-        if sum(self._widths) + 2 * len(self._widths) > width:  # gaps between, and the star
-            self._widths.pop()
-        self.header = self._joined(["epoch", *titles, "rows/s"])
+        if event.get("exchange_seconds"):
+            self._widths.append(8)
+        while sum(self._widths) + 2 * len(self._widths) > width and len(self._widths) > 1 + len(titles):
+            self._widths.pop()  # gaps between, and the star, take 2 each
+        self.header = self._joined(["epoch", *titles, "rows/s", "exchange"])
 
     def row(self, event: Event) -> str:
         measures = [f"{as_number(event.get(name)):.5g}" for name in self._measures]
         number = f"{event['epoch'] + 1}/{self._epochs}"
-        line = self._joined([number, *measures, short_number(event["records_per_second"])])
+        share = event.get("exchange_seconds", 0.0) / max(event["seconds"], 1e-9)
+        line = self._joined([number, *measures, short_number(event["records_per_second"]), f"{share:.0%}"])
         return f"{line} *" if event.get("best") else line
 
     def _joined(self, cells: list[str]) -> str:

@@ -227,7 +227,8 @@ class TrainingResult:
     metrics
         The kept epoch's, such as ``{"train:rmse": …, "validation:rmse": …, "test:rmse": …}``.
     history
-        One dict per epoch: ``epoch``, ``seconds``, ``exchange_seconds``, ``records_per_second`` and metrics.
+        One dict per epoch: ``epoch``, ``seconds``, ``exchange_seconds`` (of those, all in which not even the slowest
+        worker computed), ``records_per_second`` and metrics.
     best_epoch
         The epoch, from 0, whose parameters the model has.
     """

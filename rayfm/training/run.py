@@ -376,15 +376,11 @@ class Run:
         yield from under_way
 
     def _emit_round(self, epoch: int, rows: int, reports: list[RoundReport], *, is_known: bool) -> None:
-        running = (
-            []
-            if is_known
-            else [
-                {"host": report.rank + 1, "batch": batch, **_named("train", sums.values())}
-                for report in reports
-                for batch, sums in report.running
-            ]
-        )
+        running = [
+            {"host": report.rank + 1, "batch": batch, **_named("train", sums.values())}
+            for report in ([] if is_known else reports)
+            for batch, sums in report.running
+        ]
         self._emit({"event": "round", "epoch": epoch, "rows": rows, "running": running}, keep=bool(running))
 
     def _evaluate(self, team: Team, channel: str, parameters: Any = None) -> dict[str, float]:
