@@ -43,9 +43,13 @@ hypothesis.settings.register_profile("rayfm", deadline=None)  # machines are bus
 hypothesis.settings.load_profile("rayfm")
 
 
+SECOND_RAY = pytest.mark.xdist_group("second ray")
+"""For the longest files of runs, which have a Ray of their own beside the session's: a core would be idle."""
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items):
-    """Keep all tests of the session's Ray in one process, but those of a group of their own; others run beside them.
+    """Keep all tests of the session's Ray in one process, but those of `SECOND_RAY`; others run beside them.
 
     Those of endpoints come last, because Ray Serve takes half a core from when it is started on, and because others
     start a Serve of their own: two at once on a machine are in each other's way.

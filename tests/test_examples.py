@@ -16,12 +16,13 @@ import pytest
 
 import rayfm
 from rayfm.reading import ReadOptions
+from tests.conftest import SECOND_RAY
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("RAYFM_TEST_DATA", ROOT.parent / "shared" / "data"))
 REFERENCE = Path(__file__).parent / "golden" / "training_reference_ml100k.json"
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.xdist_group("examples")]  # beside all other runs
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), SECOND_RAY]
 
 RECIPES = {
     "movielens_100k": ("ml-100k", "rmse", 0.918),

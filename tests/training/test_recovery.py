@@ -14,10 +14,10 @@ from rayfm.training import cluster, recovery
 from rayfm.training import run as run_module
 from rayfm.training.first_epoch import FirstEpoch
 from rayfm.training.team import Team
-from tests.conftest import live_actors
+from tests.conftest import SECOND_RAY, live_actors
 from tests.training.test_run import fit, problem, same_bits
 
-pytestmark = pytest.mark.usefixtures("ray_cluster", "no_leftovers")
+pytestmark = [pytest.mark.usefixtures("ray_cluster", "no_leftovers"), SECOND_RAY]
 
 
 def kill(victim):

@@ -26,10 +26,11 @@ from rayfm.model import FactorizationMachine
 from rayfm.reading import ReadOptions
 from rayfm.training.scoring import evaluate, predict
 from tests import naive
+from tests.conftest import SECOND_RAY
 
 FEATURE_DIM, NUM_FACTORS, NUM_ROWS = 40, 3, 600
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), SECOND_RAY]
 
 
 def machine(predictor_type="regressor", **facts):

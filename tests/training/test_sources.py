@@ -17,8 +17,9 @@ from rayfm.reading import ReadOptions
 from rayfm.training import cluster, sources
 from rayfm.training.blocks import Reading
 from rayfm.training.sources import as_source, read
+from tests.conftest import SECOND_RAY
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), SECOND_RAY]
 
 
 @pytest.fixture(autouse=True)

@@ -28,10 +28,11 @@ from rayfm.training import pool, scoring
 from rayfm.training.scoring import predict
 from rayfm.training.sources import FilesSource
 from rayfm.training.transform import transform
+from tests.conftest import SECOND_RAY
 
 FEATURE_DIM = 12
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), SECOND_RAY]
 
 
 def machine(predictor_type="regressor", **facts):
