@@ -58,7 +58,7 @@ class Scratch(NamedTuple):
     gradient: Float32  # (threads, length)    of one feature
     totals: NDArray[np.float64]  # (threads, 8)    sum of second states
     counters: NDArray[np.int64]  # (24,)
-    touched: NDArray[np.uint8]  # (feature_dim,) or (0,)    of features of all mini-batches, TOUCHED
+    touched: NDArray[np.uint8]  # (feature_dim,) or (0,)    TOUCHED where a feature was updated and not told since
     noted_capacity: int
 
 

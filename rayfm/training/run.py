@@ -46,6 +46,7 @@ from rayfm.training.sources import Blocks, Source
 from rayfm.training.team import RoundCalls, Team
 
 ROUNDS_UNDER_WAY = 2
+"""Beyond the one that is waited for: enough that no worker waits for the controller, and few to take back."""
 
 ROWS_BETWEEN_SIGNS_OF_LIFE = 200_000
 """A lone worker averages nothing, but hands back control so often for the progress display and `stop`."""
@@ -128,8 +129,8 @@ class _Best:
     parameters: Any = None
     """Reference to its parameters; None where the workers have them."""
 
-    def check(self) -> None:
-        """Forget the reference if it leads nowhere."""
+    def forget_what_is_lost(self) -> None:
+        """Forget the reference if it leads nowhere any more."""
         try:
             if self.parameters is not None:
                 ray.get(self.parameters, timeout=60)
@@ -205,7 +206,7 @@ class Run:
         """Replace the actors after one was lost; raises its error when that helps no more."""
         self._recovery.count(error, len(self._history))
         self._first = None
-        self._best.check()
+        self._best.forget_what_is_lost()
         if self._best.parameters is None and 0 <= self._best.epoch < self._recovery.epoch - 1:
             self._recovery.forget()  # the best epoch must be trained again
         self._emit({"event": "restart", "reason": str(error), "epoch": self._recovery.epoch})
@@ -269,7 +270,10 @@ class Run:
     def _start(self, team: Team, channels: dict[str, Blocks], feature_dim: int) -> None:
         """Give the workers, which have been starting and compiling, their rows."""
         spec = self.spec
-        started_s, compiled_s = (max(seconds) for seconds in zip(*self._wait_for_places(team), strict=True))
+        started_s, compiled_s = (
+            max(seconds)
+            for seconds in zip(*self._wait(team.ready, "starting the workers", team.check_places), strict=True)
+        )
         began = time.time()
         shards = {
             name: deal(blocks.dealt, spec.world_size, striped=self._values.shuffle and name == "train")
@@ -438,17 +442,14 @@ class Run:
             "versions": job.library_versions(),
         }
 
-    def _wait_for_places(self, team: Team) -> list[Any]:
-        """Wait until the workers are ready, which they never are when there is no node for one."""
+    def _wait(self, references: list[Any], what: str, also: Callable[[], None] = lambda: None) -> list[Any]:
+        """Wait for calls; what `also` raises ends it, as being stopped does."""
 
         def check() -> None:
             self._check_stopped()
-            team.check_places()
+            also()
 
-        return cluster.wait_for(team.ready, self.spec.round_timeout_s, "starting the workers", check)
-
-    def _wait(self, references: list[Any], what: str) -> list[Any]:
-        return cluster.wait_for(references, self.spec.round_timeout_s, what, self._check_stopped)
+        return cluster.wait_for(references, self.spec.round_timeout_s, what, check)
 
     def _check_stopped(self) -> None:
         if self._stopped():

@@ -143,7 +143,7 @@ def test_train__begins_anew_when_what_was_kept_is_lost_too(tmp_path, monkeypatch
 
 def test_train__trains_the_best_epoch_again_when_its_parameters_are_lost(tmp_path, monkeypatch):
     keep_always(monkeypatch)
-    monkeypatch.setattr(run_module._Best, "check", lambda best: setattr(best, "parameters", None))
+    monkeypatch.setattr(run_module._Best, "forget_what_is_lost", lambda best: setattr(best, "parameters", None))
     features, labels = problem()
     run = {"workers": 2, "epochs": 5, "validation": (held_out()[0], -held_out()[1])}
     killer = Killer("Worker", ("epoch", 3))
