@@ -4,6 +4,8 @@ import gzip
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -458,6 +460,43 @@ def test_atomic_writer__no_permission_is_a_storage_error(tmp_path, monkeypatch):
         with atomic_writer(tmp_path / "x") as file:
             file.write(b"abc")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_remove_abandoned__deletes_what_a_killed_writer_has_left_and_nothing_else(tmp_path):
+    script = f"""
+import os
+from rayfm.storage import atomic_writer
+with atomic_writer({str(tmp_path / "model.bin")!r}) as file:
+    os._exit(9)
+"""
+    subprocess.run([sys.executable, "-c", script], check=False)
+    [left] = os.listdir(tmp_path)
+    assert left.startswith(".model.bin.")
+    others = {".hidden.tmp", "a.1.0123abcd.tmp", ".model.bin.1.0123abcd.tmpx"}
+    for name in others:
+        (tmp_path / name).write_bytes(b"")
+    storage.remove_abandoned(tmp_path)
+    assert set(os.listdir(tmp_path)) == others
+    storage.remove_abandoned(tmp_path / "none")
+
+
+def test_remove_folder__deletes_all_below_and_minds_no_missing_one(target):
+    folder = os.path.dirname(os.path.dirname(target))
+    for uri in (target, os.path.dirname(target) + "/x"):
+        with atomic_writer(uri) as file:
+            file.write(b"abc")
+    assert sorted(storage.list_names(os.path.dirname(target))) == ["model.bin", "x"]
+    storage.remove_folder(folder)
+    assert left_over(target) == storage.list_names(os.path.dirname(target)) == []
+    storage.remove_folder(folder)
+
+
+def test_json_lines__can_be_replaced(target):
+    lines = JsonLines(target)
+    lines.write_all([{"a": 1}, {"a": 2}])
+    lines.replace([{"a": 3}])
+    lines.write({"a": 4})
+    assert read_bytes(target) == b'{"a": 3}\n{"a": 4}\n'
 
 
 def test_check_writable__leaves_no_file(target):

@@ -8,7 +8,7 @@ follow a URI (``s3://bucket/key?endpoint_override=host:9000&scheme=http``); it i
 Whatever goes wrong is a `StorageError` that names the URI.
 """
 
-from rayfm.storage.listing import InputFile, list_files, list_folders
+from rayfm.storage.listing import InputFile, list_files, list_folders, list_names
 from rayfm.storage.reading import is_compressed, open_input, read_bytes
 from rayfm.storage.uris import SCHEMES, Uri, absolute, join, last_part, local_path, resolve
 from rayfm.storage.writing import (
@@ -19,7 +19,9 @@ from rayfm.storage.writing import (
     delete_file,
     encrypts_at_rest,
     jsonable,
+    remove_abandoned,
     remove_files,
+    remove_folder,
 )
 
 __all__ = [
@@ -39,9 +41,12 @@ __all__ = [
     "last_part",
     "list_files",
     "list_folders",
+    "list_names",
     "local_path",
     "open_input",
     "read_bytes",
+    "remove_abandoned",
     "remove_files",
+    "remove_folder",
     "resolve",
 ]

@@ -57,12 +57,30 @@ def list_folders(uri: Uri) -> list[str]:
     StorageError
         If it cannot be listed.
     """
-    from pyarrow.fs import FileSelector, FileType
+    from pyarrow.fs import FileType
+
+    return [join(uri, info.base_name) for info in _directly_below(uri) if info.type == FileType.Directory]
+
+
+def list_names(uri: Uri) -> list[str]:
+    """List the names of the files directly below a folder, hidden ones too; none when it does not exist.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be listed.
+    """
+    from pyarrow.fs import FileType
+
+    return [info.base_name for info in _directly_below(uri) if info.type == FileType.File]
+
+
+def _directly_below(uri: Uri) -> list[FileInfo]:
+    from pyarrow.fs import FileSelector
 
     filesystem, path = resolve(uri)
     with storage_errors(os.fspath(uri), "listed"):
-        found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
-    return [join(uri, info.base_name) for info in found if info.type == FileType.Directory]
+        return list(filesystem.get_file_info(FileSelector(path, allow_not_found=True)))
 
 
 def _files_at(uri: str) -> list[InputFile]:

@@ -17,11 +17,14 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from rayfm.storage.listing import list_names
 from rayfm.storage.reading import read_bytes
 from rayfm.storage.uris import Uri, join, local_path, resolve, storage_errors
 
 _DEVICE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 _UPLOAD_CHUNK_BYTES = 1 << 20
+_ABANDONED = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.tmp")
+"""Names that `_Replacement` makes."""
 
 
 @contextmanager
@@ -210,6 +213,38 @@ def remove_files(folder: Uri, names: Iterable[str]) -> None:
             filesystem.delete_dir(path)
 
 
+def remove_abandoned(folder: Uri) -> None:
+    """Delete what writers that were killed have left, in a local folder, of files that they had not completed.
+
+    Nobody may be writing there.
+
+    Raises
+    ------
+    StorageError
+        If one cannot be deleted.
+    """
+    for name in list_names(folder):
+        if _ABANDONED.fullmatch(name):
+            delete_file(join(folder, name))
+
+
+def remove_folder(folder: Uri) -> None:
+    """Delete a folder with all below it; do nothing when it does not exist.
+
+    Raises
+    ------
+    StorageError
+        If something in it cannot be deleted.
+    """
+    from pyarrow.fs import FileType
+
+    text = os.fspath(folder)
+    with storage_errors(text, "deleted"):
+        filesystem, path = resolve(text)
+        if filesystem.get_file_info(path).type != FileType.NotFound:
+            filesystem.delete_dir(path)
+
+
 def encrypts_at_rest(uri: Uri) -> bool:
     """Tell whether a storage encrypts all that it stores, whether asked to or not.
 
@@ -261,18 +296,29 @@ class JsonLines:
 
     def write_all(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Add a line for each record, in one go; none when that fails."""
-        texts = (json.dumps(jsonable(record), allow_nan=False, ensure_ascii=False) for record in records)
-        line = "".join(f"{text}\n" for text in texts).encode()
+        lines = _json_lines(records)
         if self._path is None:
             with atomic_writer(self._uri) as file:
-                file.write(self._before + line)
-            self._before += line
+                file.write(self._before + lines)
+            self._before += lines
             return
         with storage_errors(self._uri, "written"):
             os.makedirs(os.path.dirname(self._path), exist_ok=True)
             with open(self._path, "ab") as file:
-                file.write(self._before + line)
+                file.write(self._before + lines)
         self._before = b""
+
+    def replace(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Make the file one of these lines."""
+        lines = _json_lines(records)
+        with atomic_writer(self._uri) as file:
+            file.write(lines)
+        self._before = lines if self._path is None else b""
+
+
+def _json_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
+    texts = (json.dumps(jsonable(record), allow_nan=False, ensure_ascii=False) for record in records)
+    return "".join(f"{text}\n" for text in texts).encode()
 
 
 def jsonable(value: Any) -> Any:
