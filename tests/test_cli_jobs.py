@@ -162,4 +162,4 @@ def test_run__is_listed_stopped_and_followed_to_its_end(invoke, ray_cluster, tmp
         assert "epoch=0, train rmse" in followed.stdout
         assert followed.stderr.endswith("Error for Training job real: Stopped. Reason: the job was stopped.\n")
     finally:
-        job._dismiss()
+        job.dismiss()

@@ -80,6 +80,9 @@ def _data_option(flag: str, help: str) -> Callable[[Function], Function]:
     "--output-path", metavar="DIR", help="Where jobs are written; RAYFM_OUTPUT_PATH or ./rayfm-output when left out."
 )
 @click.option("--job-name", metavar="NAME", help="Directory below the output path; made from the time when left out.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with the job of this name from its newest checkpoint, if it has begun."
+)
 @address_option
 @click.option("--max-run", type=click.IntRange(min=1), metavar="SECONDS", help="Stop the job after so long.")
 @click.option(

@@ -87,15 +87,22 @@ def width_of(length: int) -> int:
 
 def new_table(code: int, feature_dim: int, num_factors: int) -> Table:
     """Allocate a table of zeros for an optimizer."""
-    length = padded(num_factors)
-    step = _HEAD + length * _PARTS[code]
-    records = _aligned(feature_dim * step)
-    return Table(np.zeros(_HEAD, np.float32), records, records[_HEAD:], length, step)
+    records = _aligned(feature_dim * _step(code, num_factors))
+    return table_of(np.zeros(_HEAD, np.float32), records, code, num_factors)
+
+
+def table_of(bias: Float32, records: Float32, code: int, num_factors: int) -> Table:
+    """Return the table that these arrays of one are."""
+    return Table(bias, records, records[_HEAD:], padded(num_factors), _step(code, num_factors))
 
 
 def size_bytes(code: int, feature_dim: int, num_factors: int) -> int:
     """Return what a table takes."""
-    return 4 * feature_dim * (_HEAD + padded(num_factors) * _PARTS[code])
+    return 4 * feature_dim * _step(code, num_factors)
+
+
+def _step(code: int, num_factors: int) -> int:
+    return _HEAD + padded(num_factors) * _PARTS[code]
 
 
 def parameter_places(num_factors: int) -> Places:

@@ -60,6 +60,18 @@ class LogLines(Dispatcher):
     def _on_restart(self, event: Event) -> None:
         self._line(f"{event['reason']} Training goes on from epoch {event['epoch']} with new workers.", "WARNING")
 
+    def _on_resume(self, event: Event) -> None:
+        self._line(f"Resumed from {event['place']}: {event['uri'] or 'no checkpoint is there'}")
+        for note in event["notes"]:
+            self._line(note, "WARNING")
+
+    def _on_checkpoint(self, event: Event) -> None:
+        if event["uri"] is None:
+            self._line(f"No checkpoint could be written, the job goes on without: {event['reason']}", "WARNING")
+
+    def _on_not_written(self, event: Event) -> None:
+        self._line(event["reason"], "WARNING")
+
     def _on_round(self, event: Event) -> None:
         for running in event["running"]:
             where = f"epoch={event['epoch']}, batch={running['batch']} "

@@ -73,6 +73,19 @@ class Live(Dispatcher):
         self._first_epoch = event["epoch"]
         self._phase("starting workers")
 
+    def _on_resume(self, event: Event) -> None:
+        self._say(f"resumed from {event['place']}" + ("" if event["uri"] else ": there is no checkpoint"))
+        for note in event["notes"]:
+            self._say(f"note: {note}", "yellow")
+        self._first_epoch = event["epoch"]
+
+    def _on_checkpoint(self, event: Event) -> None:
+        if event["uri"] is None:
+            self._say(f"no checkpoint could be written, the job goes on without: {event['reason']}", "yellow")
+
+    def _on_not_written(self, event: Event) -> None:
+        self._say(event["reason"], "yellow")
+
     def _on_round(self, event: Event) -> None:
         self._advance(event["epoch"], event["rows"])
 

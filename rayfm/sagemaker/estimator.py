@@ -217,6 +217,7 @@ class FactorizationMachines(HasHyperparameters, HasTrainingJob):
         weights: Any = None,
         validation: Any = None,
         test: Any = None,
+        resume: bool = False,
     ) -> None:
         """Start a training job and, unless told otherwise, wait for it.
 
@@ -243,6 +244,9 @@ class FactorizationMachines(HasHyperparameters, HasTrainingJob):
             Shape (num_rows,), when `records` is a matrix.
         validation, test
             Data of the same kinds, or pairs (features, labels).
+        resume
+            Go on with the job named `job_name`, which failed, was stopped or was lost, from its newest checkpoint; see
+            `rayfm.train`.
 
         Raises
         ------
@@ -277,13 +281,14 @@ class FactorizationMachines(HasHyperparameters, HasTrainingJob):
             train_instance_count=self.train_instance_count,
             train_instance_type=self.train_instance_type,
             output_path=self._output_path,
-            job_name=job_name or new_job_name(self._base_name),
+            job_name=job_name if job_name or resume else new_job_name(self._base_name),
             options=self.read_options,
             worker_memory_bytes=self.worker_memory_bytes,
             archive=True,
             max_run_s=self.train_max_run,
             details=self._details(experiment_config),
             address=self.address,
+            resume=resume,
         )
         self._follow(job, wait=wait, logs=prints_log)
 

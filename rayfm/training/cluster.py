@@ -87,6 +87,20 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_TIMEOUT_S).close()
 
 
+def has_gone(address: str | None, host: str | None) -> bool:
+    """Tell whether no Ray cluster is any more at an address that a machine of the name `host` knew it by."""
+    name = (address or "").rpartition(":")[0]
+    if not name or (name.startswith("127.") and host != socket.gethostname()):
+        return False
+    try:
+        _knock(str(address))
+    except ConnectionRefusedError:
+        return True
+    except OSError:  # a machine that does not answer may only be out of reach
+        pass
+    return False
+
+
 def is_embedded() -> bool:
     """Tell whether the connected Ray was started by this process."""
     node = ray._private.worker._global_node
@@ -128,7 +142,7 @@ def quiet_data_context() -> Any:
 
 
 class LostError(WorkerError):
-    """A process, or what it had, was lost: a run can begin again."""
+    """A process, or what it had, was lost, or it hangs: a run can begin again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,9 +296,9 @@ def wait_for(references: list[Any], timeout_s: float, what: str, check: Callable
     RayfmError
         The first error that rayfm itself raised in a call.
     LostError
-        If a process that it needs died.
+        If a process that it needs died, or did not answer in time.
     WorkerError
-        If a call failed otherwise or did not answer in time.
+        If a call failed otherwise.
     """
     deadline = time.monotonic() + timeout_s
     waiting, results = list(references), {}
@@ -295,7 +309,7 @@ def wait_for(references: list[Any], timeout_s: float, what: str, check: Callable
             continue
         if not done:
             ranks = [rank for rank, reference in enumerate(references) if reference in waiting]
-            raise WorkerError(f"{what} timed out after {timeout_s:g} s: no answer from ranks {ranks}.")
+            raise LostError(f"{what} timed out after {timeout_s:.3g} s: no answer from ranks {ranks}.")
         try:
             results[done[0]] = ray.get(done[0])
         except ray.exceptions.RayError as error:

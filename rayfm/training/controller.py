@@ -8,7 +8,9 @@ and exits by itself when the run has ended and those who watch have had time to 
 from __future__ import annotations
 
 import bisect
+import itertools
 import logging
+import socket
 import threading
 import time
 from typing import Any
@@ -18,7 +20,8 @@ import ray
 from rayfm.errors import RayfmError, StoppedError, StorageError
 from rayfm.storage import local_path
 from rayfm.training import cluster, job
-from rayfm.training.run import Event, Run, RunSpec
+from rayfm.training.run import Event, Run
+from rayfm.training.spec import RunSpec
 
 NAMESPACE = "rayfm"
 HEARTBEAT_S = 10.0
@@ -46,8 +49,8 @@ class RunController:
         self._spec = spec
         self._started, self._stop, self._over = threading.Event(), threading.Event(), threading.Event()
         self._log = _EventLog(spec.directory)
-        self._run = Run(spec, self._log.add, self._stop.is_set)
-        facts = {"seed": self._run.seed, "ray_address": cluster.address()}
+        self._run = Run(spec, self._note, self._stop.is_set)
+        facts = {"seed": self._run.seed, "ray_address": cluster.address(), "host": socket.gethostname()}
         self._status = _StatusFile(spec.directory, spec.facts() | facts)
         self._result: job.TrainingResult | RayfmError | None = None
         self._self = ray.get_runtime_context().current_actor
@@ -59,7 +62,9 @@ class RunController:
         Raises
         ------
         StorageError
-            If the directory is not the one that the submitter has claimed.
+            If the directory is not the one that the submitter has claimed, or a checkpoint cannot be read.
+        HyperparameterError
+            If the job that is to be resumed was of another kind.
         """
         spec = self._spec
         if spec.directory.read_status().get("claim") != spec.claim:
@@ -68,6 +73,9 @@ class RunController:
                 "job was submitted. Choose another job name, and an output path that all machines share."
             )
         self._started.set()
+        if spec.resume:
+            spec.directory.tidy()
+            self._log.take_up(self._run.take_up())
         self._status.write()
         facts = {"job_name": spec.job_name, "directory": spec.directory.uri, "workers": spec.world_size}
         self._log.add({"event": "job", **facts, "hyperparameters": spec.hyperparameters.as_dict()}, keep=True)
@@ -101,6 +109,12 @@ class RunController:
         assert self._result is not None
         return self._result
 
+    def _note(self, event: Event, keep: bool) -> None:
+        """Take an event of the run."""
+        self._log.add(event, keep)
+        if event["event"] == "checkpoint" and event["uri"]:
+            self._status.try_to_write(checkpoint=event["uri"])
+
     def _exit_unless_started(self) -> None:
         if not self._started.wait(START_TIMEOUT_S):
             ray.kill(self._self)
@@ -132,7 +146,7 @@ class _EventLog:
     """The events of a run: in memory for those who watch, the ones worth keeping in metrics.jsonl too."""
 
     def __init__(self, directory: job.JobDirectory) -> None:
-        self._name, self._file = directory.job_name, directory.open_metrics()
+        self._name, self._file, self._earlier = directory.job_name, directory.open_metrics(), directory.read_events
         self._is_remote = local_path(directory.uri) is None
         self._events: list[Event] = []
         self._passing: Event | None = None
@@ -140,6 +154,18 @@ class _EventLog:
         self._unwritten: list[Event] = []
         self._written = 0.0
         self._news = threading.Condition()
+
+    def take_up(self, epochs: int) -> None:
+        """Begin with what there is of an earlier run, up to the end of so many epochs: the rest is trained again.
+
+        Raises
+        ------
+        StorageError
+            If metrics.jsonl cannot be read or written.
+        """
+        self._events = list(itertools.takewhile(lambda event: not _comes_after(event, epochs), self._earlier()))
+        self._number = 1 + max((event["number"] for event in self._events), default=-1)
+        self._file.replace(self._events)
 
     def add(self, event: Event, keep: bool) -> None:
         """Give an event its number and time, and let it be known.
@@ -179,6 +205,13 @@ class _EventLog:
             first = bisect.bisect_left(self._events, number, key=lambda event: event["number"])
             passing = [self._passing] if self._passing and self._passing["number"] >= number else []
             return self._events[first:] + passing
+
+
+def _comes_after(event: Event, epochs: int) -> bool:
+    """Tell whether an event tells of what follows so many epochs."""
+    if event["event"] in ("round", "epoch"):
+        return bool(event["epoch"] >= epochs)
+    return event["event"] in ("early stop", "test", "upload", "end")
 
 
 class _StatusFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from os import PathLike
@@ -17,14 +18,15 @@ from rayfm.hyperparameters import Hyperparameters
 from rayfm.metrics import metric_named
 from rayfm.progress import Watcher, silent
 from rayfm.reading import ReadOptions
-from rayfm.storage import list_files, local_path
+from rayfm.storage import check_writable, list_files, local_path
 from rayfm.training import cluster, job
 from rayfm.training.controller import NAMESPACE, RunController, actor_name
 from rayfm.training.instances import Instance, instance_of
 from rayfm.training.job import JobDirectory, TrainingResult
 from rayfm.training.jobs import TrainingJob, outlive
-from rayfm.training.run import RunSpec
+from rayfm.training.resuming import check_resumable
 from rayfm.training.sources import FilesSource, as_source
+from rayfm.training.spec import RunSpec
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ def submit(
     max_run_s: float | None = None,
     details: Mapping[str, Any] | None = None,
     address: str | None = None,
+    resume: bool = False,
 ) -> TrainingJob:
     """Start training a factorization machine, and return.
 
@@ -86,6 +89,10 @@ def submit(
         Facts to keep in job.json under this name.
     address
         The Ray cluster; ``RAY_ADDRESS``, or an embedded Ray, when left out.
+    resume
+        Go on with the job of this name that failed, was stopped or was lost, from its newest checkpoint. With the same
+        data, hyperparameters and number of workers the model has the bits that it would have had; one may also have
+        more epochs, other rates or another number of workers. A job that has not begun yet begins.
 
     Raises
     ------
@@ -101,9 +108,15 @@ def submit(
             features, its_labels = given if _is_pair(given) else (given, None)
             channels[name] = as_source(features, its_labels, None, options, name)
     _check(hyperparameters, channels, train_instance_count)
+    if resume and not job_name:
+        raise HyperparameterError("job_name must be given with resume: it says which job goes on.")
     job_name = job_name or job.new_job_name()
-    directory = JobDirectory.of_new_job(output_path or job.default_output_path(), job_name)
+    directory = JobDirectory.of_job(output_path or job.default_output_path(), job_name)
+    if not resume:
+        directory.check_free()
+    check_writable(directory.uri)
     cluster.connect(address)
+    earlier = _earlier(directory, hyperparameters) if resume else None
     embedded = cluster.is_embedded()
     spec = RunSpec(
         job_name,
@@ -118,8 +131,10 @@ def submit(
         archive=archive,
         max_run_s=max_run_s,
         details=dict(details or {}),
+        resume=earlier is not None,
+        seed=earlier.get("seed") if earlier else None,
     )
-    started = _start(spec)
+    started = _start(spec, earlier)
     if embedded:
         outlive(started)
     return started
@@ -152,9 +167,30 @@ def _signature_of_train() -> inspect.Signature:
 train.__signature__ = _signature_of_train()  # type: ignore[attr-defined]  # for help() and completion
 
 
-def _start(spec: RunSpec) -> TrainingJob:
+def _earlier(directory: JobDirectory, values: Hyperparameters) -> dict[str, Any] | None:
+    """Return the status of the job that is to be resumed; None when there is none yet."""
+    if not directory.exists():
+        return None
+    earlier = TrainingJob(directory)
+    status = earlier.describe()
+    if status["status"] in job.RUNNING:
+        raise StorageError(
+            f"{directory.uri} holds a job that runs: it gave a sign of life {time.time() - status['alive']:.0f} s ago. "
+            "Attach to it, or stop it and resume it then."
+        )
+    if status["status"] == job.COMPLETED:
+        raise StorageError(f"{directory.uri} holds a job that has completed: there is nothing to resume.")
+    check_resumable(status["hyperparameters"], values.as_dict())
+    earlier.dismiss()  # it may still be there, to tell of its end
+    return status
+
+
+def _start(spec: RunSpec, earlier: dict[str, Any] | None = None) -> TrainingJob:
     """Claim the directory, start the controller, and wait until it has taken over."""
-    spec.directory.claim(spec.facts())
+    if earlier is None:
+        spec.directory.claim(spec.facts())
+    else:
+        spec.directory.write_status(spec.facts())
     try:
         controller = _controller(spec)
         try:
@@ -165,7 +201,7 @@ def _start(spec: RunSpec) -> TrainingJob:
     except BaseException as error:
         with suppress(StorageError):
             if spec.directory.read_status().get("claim") == spec.claim:
-                spec.directory.give_up()
+                spec.directory.give_up(earlier)
         if isinstance(error, ray.exceptions.RayError):
             raise cluster.explain(error, "the job could not be started") from error
         raise

@@ -5,6 +5,7 @@
     <output_path>/<job name>/
         job.json             status, reason, hyperparameters, channels, versions; `alive` grows while the run lives
         metrics.jsonl        one JSON object per event: phases, epochs, the end
+        checkpoints/         what a run that ends before its time can be resumed from (checkpoint.py); gone at its end
         model.safetensors    the model; there only once it is whole
         output/model.tar.gz  the model in SageMaker's layout, where it was asked for
 """
@@ -29,13 +30,13 @@ from rayfm.storage import (
     JsonLines,
     absolute,
     atomic_writer,
-    check_writable,
     delete_file,
     join,
     jsonable,
     last_part,
     local_path,
     read_bytes,
+    remove_abandoned,
     resolve,
 )
 
@@ -95,25 +96,30 @@ class JobDirectory:
     uri: str
 
     @classmethod
-    def of_new_job(cls, output_path: str, job_name: str) -> JobDirectory:
-        """Return where a new job is to write, seen to be writable and free before anything is started.
+    def of_job(cls, output_path: str, job_name: str) -> JobDirectory:
+        """Return where a job of a name writes.
 
         Raises
         ------
         HyperparameterError
             If the name is not allowed.
-        StorageError
-            If the directory cannot be written, or a job of that name is there already.
         """
         if not NAME_PATTERN.fullmatch(job_name):
             raise HyperparameterError(
                 f"job_name must have 1 to 63 letters, digits and inner hyphens, got {job_name!r}."
             )
-        directory = cls(join(absolute(output_path), job_name))
-        if directory.exists():
-            raise directory._taken()
-        check_writable(directory.uri)
-        return directory
+        return cls(join(absolute(output_path), job_name))
+
+    def check_free(self) -> None:
+        """See that no job is here.
+
+        Raises
+        ------
+        StorageError
+            If there is one.
+        """
+        if self.exists():
+            raise self._taken()
 
     def claim(self, status: dict[str, Any]) -> None:
         """Write the first job.json.
@@ -133,12 +139,17 @@ class JobDirectory:
                 raise self._taken() from None
         self.write_status(status)
 
-    def give_up(self) -> None:
-        """Remove the claim of a job that could not be started."""
-        delete_file(self.status_uri)
+    def give_up(self, earlier: dict[str, Any] | None) -> None:
+        """Remove the claim of a job that could not be started, in favour of the status that there was before."""
+        if earlier is None:
+            delete_file(self.status_uri)
+        else:
+            self.write_status(earlier)
 
     def _taken(self) -> StorageError:
-        return StorageError(f"{self.uri} holds a job already. Choose another job name or output path.")
+        return StorageError(
+            f"{self.uri} holds a job already. Choose another job name or output path, or resume that job."
+        )
 
     @property
     def model_uri(self) -> str:
@@ -203,6 +214,17 @@ class JobDirectory:
         if written["status"] in RUNNING:
             end = {"status": status, "ended": time.time(), "reason": str(error), "error": type(error).__name__}
             self.write_status({**written, **end})
+
+    def tidy(self) -> None:
+        """Delete what a process that was killed has left of files that it was writing.
+
+        Raises
+        ------
+        StorageError
+            If it cannot be deleted.
+        """
+        for folder in (self.uri, join(self.uri, ARCHIVE_FILE.partition("/")[0])):
+            remove_abandoned(folder)
 
     def open_metrics(self) -> JsonLines:
         """Open metrics.jsonl for appending."""

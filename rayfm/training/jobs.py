@@ -22,8 +22,8 @@ from rayfm.training import cluster, job
 from rayfm.training.controller import NAMESPACE, actor_name
 from rayfm.training.job import JobDirectory, TrainingResult, default_output_path
 
-STOP_TIMEOUT_S = 20.0
-"""How long a job may take to stop by itself before its actors are killed."""
+STOP_TIMEOUT_S = 120.0
+"""How long a job may take to stop by itself, with a last checkpoint, before its actors are killed."""
 
 SILENCE_S = 90.0
 """A job that no process has kept alive for so long is dead."""
@@ -162,9 +162,9 @@ class TrainingJob:
                 raise
             if finished is not None:
                 return finished
-            raise StoppedError("interrupted; the job was stopped and wrote no model.") from None
+            raise self._interrupted() from None
         finally:
-            self._dismiss()
+            self.dismiss()
 
     def stop(self) -> None:
         """Stop the job and wait until it has stopped; nothing happens when it has ended.
@@ -263,7 +263,8 @@ class TrainingJob:
         if controller is None:
             address = status.get("ray_address")  # None until the controller has taken over
             here = address is not None and address == cluster.address()  # then it would be known
-            return (here or time.time() - status["alive"] > SILENCE_S) and self._seems_to_run()
+            is_silent = time.time() - status["alive"] > SILENCE_S
+            return (here or is_silent or cluster.has_gone(address, status.get("host"))) and self._seems_to_run()
         try:
             ray.get(controller.ping.remote())
             return False
@@ -294,7 +295,6 @@ class TrainingJob:
 
         Returns the result of a job that had ended before it could be stopped.
         """
-        reason = StoppedError("interrupted; the job was stopped and wrote no model.")
         try:
             self.stop()
             return self.result()
@@ -303,15 +303,22 @@ class TrainingJob:
                 raise
             return None
         except (KeyboardInterrupt, RayfmError, ray.exceptions.RayError):
-            self._dismiss()
+            self.dismiss()
             try:
-                self.directory.settle(job.STOPPED, reason)
+                self.directory.settle(job.STOPPED, self._interrupted())
             except StorageError:
                 return None
             return None
 
-    def _dismiss(self) -> None:
-        """End the controller, and with it all that the run holds."""
+    def _interrupted(self) -> StoppedError:
+        text = "interrupted; the job was stopped and wrote no model."
+        with suppress(StorageError):
+            if self.directory.read_status().get("checkpoint"):
+                text += f" It can be resumed by its name, {self.name}."
+        return StoppedError(text)
+
+    def dismiss(self) -> None:
+        """End the controller, if it is alive, and with it all that the run holds."""
         _embedded_jobs.discard(self)
         if (controller := self._controller) is not None:
             ray.kill(controller)

@@ -6,10 +6,14 @@ used without Ray; `run` makes an actor of it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from rayfm.hyperparameters import Hyperparameters
 from rayfm.kernels.exchange import Combiner, warm_up_combiner
+from rayfm.kernels.tables import CODES, FTRL, Parameters, parameters_in, second_states_in, table_of
 from rayfm.model import draw_parameters
 from rayfm.training.averaging import REACH, combine
 from rayfm.training.messages import Published, RoundResult, WorkerSetup
@@ -38,14 +42,17 @@ class ParameterServer:
             factors = 1 if self._values.optimizer == "rowwise_adagrad" else self._values.num_factors
             self._combiners.append(Combiner(np.zeros(1, np.float32), np.zeros((feature_dim, 1 + factors), np.float32)))
 
-    def state(self) -> tuple[list[tuple[NDArray[np.float32], NDArray[np.float32]]], None]:
-        """Return what another server needs to go on after this epoch, as `Worker.state` does."""
-        return [combiner.state for combiner in self._combiners], None
+    def state(self) -> tuple[dict[str, NDArray[np.float32]], None]:
+        """Return what another server needs to go on between two rounds, as `Worker.state` does."""
+        state = {}
+        for index, combiner in enumerate(self._combiners):
+            state[f"bias{index}"], state[f"rows{index}"] = combiner.state
+        return state, None
 
-    def resume(self, state: list[tuple[NDArray[np.float32], NDArray[np.float32]]]) -> None:
+    def resume(self, state: dict[str, NDArray[np.float32]]) -> None:
         """Go on from the state of another."""
-        for combiner, of_another in zip(self._combiners, state, strict=True):
-            combiner.state = of_another
+        for index, combiner in enumerate(self._combiners):
+            combiner.state = state[f"bias{index}"], state[f"rows{index}"]
 
     def average(self, *results: RoundResult) -> tuple[Published, None]:
         """Combine the results of a round, those of the ranks in their order, into what all go on from.
@@ -53,3 +60,18 @@ class ParameterServer:
         The second value is for those who want to know whether there is a first, and not to fetch it.
         """
         return combine(list(results), self._combiners, self._reach), None
+
+
+def state_of_server(worker: dict[str, Any], values: Hyperparameters) -> dict[str, NDArray[np.float32]]:
+    """Return the state of a server whose workers are to go on from that of a worker that was alone."""
+    code = CODES[values.optimizer]
+    table = table_of(worker["bias"], worker["records"], code, values.num_factors)
+    states = [parameters_in(table, values.num_factors)]
+    if values.optimizer != "adam":
+        second = second_states_in(table, values.num_factors)
+        states.append(Parameters(*(np.square(array) for array in second)) if code == FTRL else second)  # keeps roots
+    server = {}
+    for index, (bias, linear, factors) in enumerate(states):
+        server[f"bias{index}"] = np.array(bias)
+        server[f"rows{index}"] = np.column_stack([linear, factors]).astype(np.float32, copy=False).reshape(-1)
+    return server

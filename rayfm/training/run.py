@@ -14,8 +14,8 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,20 +29,25 @@ from rayfm.errors import (
     RayfmError,
     ResourceError,
     StoppedError,
+    StorageError,
     WorkerError,
 )
-from rayfm.hyperparameters import Hyperparameters
 from rayfm.kernels.tables import CODES, size_bytes
-from rayfm.metrics import Metric, RankingCounts, Sums, default_metric, metric_named, sums_for
+from rayfm.metrics import Metric, RankingCounts, default_metric, metric_named
 from rayfm.storage import local_path
 from rayfm.training import cluster, job, sources
 from rayfm.training.averaging import rounds_per_epoch
 from rayfm.training.blocks import Reading
+from rayfm.training.checkpoint import Checkpoint, Checkpoints, CheckpointWriter, Facts
+from rayfm.training.epoch import Epoch
 from rayfm.training.first_epoch import FirstEpoch
 from rayfm.training.messages import RoundReport, WorkerSetup
+from rayfm.training.patience import Patience
 from rayfm.training.recovery import Recovery
+from rayfm.training.resuming import for_this_run
 from rayfm.training.shard import deal
-from rayfm.training.sources import Blocks, Source
+from rayfm.training.sources import Blocks
+from rayfm.training.spec import RunSpec
 from rayfm.training.team import RoundCalls, Team
 
 ROUNDS_UNDER_WAY = 2
@@ -51,73 +56,15 @@ ROUNDS_UNDER_WAY = 2
 ROWS_BETWEEN_SIGNS_OF_LIFE = 200_000
 """A lone worker averages nothing, but hands back control so often for the progress display and `stop`."""
 
+LAST_ROUNDS_S = 30.0
+"""How long the rounds under way may take when the run is asked to stop."""
+
+WRITING_PATIENCE_S, WRITING_AGAIN_S = 300.0, 2.0
+"""How long, and after which pauses, it is tried to write the model where the storage fails."""
+
 Event = dict[str, Any]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RunSpec:
-    """Everything that a run needs to know.
-
-    Attributes
-    ----------
-    channels
-        ``train`` and, if wanted, ``validation`` and ``test``.
-    oversubscribe
-        Let workers share CPUs, as on the embedded Ray.
-    worker_memory_bytes
-        A worker that shuffles copies its rows together when they take no more than this, else it shuffles block by
-        block; in file order they stay in the object store. None: half of its part of its node's memory.
-    round_timeout_s
-        Deadline of one round of all workers.
-    worker_cpus
-        CPUs of a worker; None for one, or for a part of one where there are more workers than CPUs.
-    worker_reserved_bytes
-        Memory that a node must have for each worker, by Ray's count; 0 asks for none.
-    archive
-        Write the model in SageMaker's layout too.
-    max_run_s
-        Stop the run after so many seconds; None for never.
-    details
-        What the caller wants to find in job.json; JSON's types only.
-    claim
-        Tells this submission from others of the same directory.
-    """
-
-    job_name: str
-    directory: job.JobDirectory
-    hyperparameters: Hyperparameters
-    channels: Mapping[str, Source]
-    world_size: int = 1
-    oversubscribe: bool = False
-    worker_memory_bytes: int | None = None
-    round_timeout_s: float = 3600.0
-    worker_cpus: float | None = None
-    worker_reserved_bytes: int = 0
-    archive: bool = False
-    max_run_s: float | None = None
-    details: Mapping[str, Any] = field(default_factory=dict)
-    claim: str = field(default_factory=lambda: secrets.token_hex(16))
-
-    def facts(self) -> dict[str, Any]:
-        """Return what job.json says from the first on."""
-        now = time.time()
-        return {
-            "job_name": self.job_name,
-            "status": job.IN_PROGRESS,
-            "started": now,
-            "ended": None,
-            "alive": now,
-            "hyperparameters": self.hyperparameters.as_dict(),
-            "train_instance_count": self.world_size,
-            "archive": self.archive,
-            "max_run_s": self.max_run_s,
-            "channels": {name: source.description for name, source in self.channels.items()},
-            "versions": job.library_versions(),
-            "details": self.details,
-            "claim": self.claim,
-        }
 
 
 @dataclass(slots=True)
@@ -152,14 +99,54 @@ class Run:
     def __init__(self, spec: RunSpec, emit: Callable[[Event, bool], None], stopped: Callable[[], bool]) -> None:
         self.spec, self._emit_to, self._stopped = spec, emit, stopped
         self._values = spec.hyperparameters
-        self.seed = secrets.randbits(63) if self._values.seed is None else self._values.seed
+        given = spec.seed if self._values.seed is None else self._values.seed
+        self.seed = secrets.randbits(63) if given is None else given
         self._sources = dict(spec.channels)
         self._history: list[Event] = []
         self._first: FirstEpoch | None = None
-        self._best, self._recovery = _Best(), Recovery()
+        self._best, self._recovery = _Best(), Recovery(self._epoch(0))
         self._epochs = self._values.epochs
         self._tested: dict[str, float] | None = None
         self._began = time.monotonic()
+        self._asked: float | None = None
+        self._grace_s = 0.0
+        self._patience = Patience(spec.round_timeout_s)
+        self._checkpoints = Checkpoints(spec.directory.uri)
+        self._writer = CheckpointWriter(self._checkpoints, self._emit)
+        self._resumed: Facts | None = None
+        self._data = 0, 0
+        self._on_resuming: Event = {}
+
+    def take_up(self) -> int:
+        """Take up, before `execute`, an earlier run in the same directory where its newest checkpoint has it.
+
+        Returns
+        -------
+        epochs
+            How many of it are done.
+
+        Raises
+        ------
+        StorageError
+            If the storage fails.
+        HyperparameterError
+            If that run was of another kind of model.
+        """
+        checkpoint = self._checkpoints.newest()
+        self._on_resuming = {"event": "resume", "epoch": 0, "round": 0, "place": "the start", "uri": None, "notes": []}
+        if checkpoint is None:
+            return 0
+        checkpoint, notes = for_this_run(checkpoint, self._values, self.spec.world_size, self.seed)
+        facts = self._resumed = checkpoint.facts
+        self._history = list(facts.history)
+        self._best = _Best(facts.best_epoch, facts.best_value)
+        self._go_on_from(checkpoint)
+        epoch = self._recovery.epoch
+        self._on_resuming |= {"epoch": epoch.number, "round": epoch.rounds_done, "place": facts.place}
+        self._on_resuming |= {"uri": checkpoint.uri, "notes": notes}
+        if self._is_worn_out(epoch.number - 1):
+            self._epochs = epoch.number
+        return epoch.number
 
     def execute(self) -> job.TrainingResult:
         """Run to the end.
@@ -173,44 +160,96 @@ class Run:
             return self._execute()
         except cluster.LostError as error:  # for good
             raise WorkerError(str(error)) from error
-        except RayfmError:
+        except StoppedError:
+            raise
+        except RayfmError as error:
+            self._writer.finish()
+            if newest := self._writer.newest:
+                error.add_note(
+                    f"The job can be resumed from {newest.place}, with other settings if they were the cause."
+                )
             raise
         except BaseException as error:
             raise cluster.explain(error, "the run failed") from error
+        finally:
+            self._writer.finish()
 
     def _execute(self) -> job.TrainingResult:
         spec = self.spec
+        if self._on_resuming:
+            self._emit(self._on_resuming)
         request = cluster.WorkerRequest(
             spec.world_size, spec.worker_cpus, spec.worker_reserved_bytes, spec.oversubscribe
         )
         cluster.check_size(request)
+        if self._values.feature_dim:
+            self._check_memory(self._values.feature_dim)
         cluster.wait_for_a_cpu(self._check_stopped)
         spare = cluster.spare_cpus(request) if cluster.is_one_machine() else 0.0
         with ExitStack() as stack:
             team = stack.enter_context(self._team(request)) if spare else None  # they start while channels are read
             cpus = min(1.0, spare / max(1.0, cluster.cluster_cpus())) if spare else 1.0
-            if team is not None and spec.world_size == 1 and not self._values.shuffle:
+            if team is not None and spec.world_size == 1 and not self._values.shuffle and not self._resumed:
                 self._first = FirstEpoch(team.workers[0], self._values.feature_dim, self._check_memory)
             channels, feature_dim = self._read_channels(Reading(cpus, self._check_stopped))
             self._check_memory(feature_dim)
+            self._data = channels["train"].num_rows, feature_dim
+            self._check_resumed()
             team = team or stack.enter_context(self._team(request))
             while True:
                 try:
                     self._start(team, channels, feature_dim)
                     self._train(team, set(channels))
-                    return self._finish(team, channels)
+                    result = self._finish(team, channels)
+                    self._writer.finish()
+                    with suppress(StorageError):
+                        self._checkpoints.remove()
+                    return result
                 except cluster.LostError as error:
                     self._begin_again(team, error)
 
     def _begin_again(self, team: Team, error: cluster.LostError) -> None:
         """Replace the actors after one was lost; raises its error when that helps no more."""
         self._recovery.count(error, len(self._history))
+        self._patience.grow()
         self._first = None
         self._best.forget_what_is_lost()
-        if self._best.parameters is None and 0 <= self._best.epoch < self._recovery.epoch - 1:
-            self._recovery.forget()  # the best epoch must be trained again
-        self._emit({"event": "restart", "reason": str(error), "epoch": self._recovery.epoch})
+        epoch = self._recovery.epoch
+        if self._best.parameters is None and 0 <= self._best.epoch < epoch.number - (not epoch.is_begun):
+            self._fall_back()  # nobody has the best epoch's parameters: it must be trained again
+        self._emit({"event": "restart", "reason": str(error), "epoch": self._recovery.epoch.number})
         team.restart()
+
+    def _fall_back(self) -> None:
+        """Go on from the newest checkpoint, or the start, next time, as what was kept is lost."""
+        self._recovery.forget()
+        self._writer.finish()
+        try:
+            checkpoint = self._checkpoints.newest()
+        except StorageError as error:
+            logger.warning("%s", error)
+            return
+        if checkpoint is not None:
+            checkpoint, _ = for_this_run(checkpoint, self._values, self.spec.world_size, self.seed)
+            self._go_on_from(checkpoint)
+
+    def _go_on_from(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint, next time."""
+        facts = checkpoint.facts
+        epoch = Epoch.from_dict(facts.epoch, self._values.predictor_type)
+        self._recovery.take(epoch, [ray.put(state) for state in checkpoint.states])
+        if checkpoint.best is not None and facts.best_epoch == self._best.epoch and self._best.parameters is None:
+            self._best.parameters = ray.put(checkpoint.best)
+
+    def _check_resumed(self) -> None:
+        """See that the rows are those that the checkpoint was trained on."""
+        then = self._resumed
+        if then is not None and (then.train_rows, then.feature_dim) != self._data:
+            raise DataError(
+                f"a job must be resumed with its own training data, of {then.train_rows} rows and feature_dim="
+                f"{then.feature_dim}, got {self._data[0]} rows and feature_dim={self._data[1]}.",
+                "Name the same data, or train a new job.",
+            )
 
     @contextmanager
     def _team(self, request: cluster.WorkerRequest) -> Iterator[Team]:
@@ -298,42 +337,54 @@ class Run:
 
     def _train(self, team: Team, channels: set[str]) -> None:
         """Train all epochs, or until the validation metric stops getting better."""
-        judge, patience = self._judge(), self._values.early_stopping_patience
         self._resume(team)
-        epoch = self._recovery.epoch - 1
-        while (epoch := epoch + 1) < self._epochs:  # which early stopping lowers
-            if self._best.epoch == epoch - 1 >= 0 and self._best.parameters is None:
+        self._grace_s = LAST_ROUNDS_S
+        epoch = self._recovery.epoch
+        while epoch.number < self._epochs:  # which early stopping lowers
+            if self._best.epoch == epoch.number - 1 >= 0 and self._best.parameters is None and not epoch.is_begun:
                 self._best.parameters = team.workers[0].parameters.remote()  # before they go on
-            self._recovery.keep_if_due(team, epoch, self._wait)
             record = self._train_epoch(team, epoch)
-            if epoch < len(self._history):
-                continue  # known from before a restart
-            if "validation" in channels:
-                measured = self._evaluate(team, "validation")
-                record.update(_named("validation", measured))
-                if np.isnan(measured[judge.name]):
-                    raise DataError(
-                        f"{judge.name} of the validation data is undefined.",
-                        "It needs rows of both classes and weights that are not all 0; else name another metric.",
-                    )
-                improved = epoch == 0 or judge.is_better(measured[judge.name], than=self._best.value)
-                record["best"] = improved
-                if improved:
-                    self._best = _Best(epoch, measured[judge.name])
-            self._history.append(record)
-            self._emit(record)
-            best_epoch = self._best.epoch
-            waited = epoch - best_epoch if "validation" in channels else 0
-            if patience and waited >= patience and epoch + 1 < self._epochs:
-                self._emit({"event": "early stop", "epoch": epoch, "best_epoch": best_epoch, "metric": judge.name})
-                self._epochs = epoch + 1
+            if epoch.number == len(self._history):  # else it is known from before a restart
+                self._judge_epoch(team, record, is_validated="validation" in channels)
+            epoch = self._epoch(epoch.number + 1)
+        self._pause(team, epoch)
+        self._grace_s = 0.0
+
+    def _epoch(self, number: int) -> Epoch:
+        return Epoch.begin(number, self._values.predictor_type)
+
+    def _judge_epoch(self, team: Team, record: Event, *, is_validated: bool) -> None:
+        """Validate an epoch, and let it be known."""
+        epoch = record["epoch"]
+        if is_validated:
+            judge, measured = self._judge(), self._evaluate(team, "validation")
+            record.update(_named("validation", measured))
+            if np.isnan(measured[judge.name]):
+                raise DataError(
+                    f"{judge.name} of the validation data is undefined.",
+                    "It needs rows of both classes and weights that are not all 0; else name another metric.",
+                )
+            record["best"] = epoch == 0 or judge.is_better(measured[judge.name], than=self._best.value)
+            if record["best"]:
+                self._best = _Best(epoch, measured[judge.name])
+        self._history.append(record)
+        self._emit(record)
+        if self._is_worn_out(epoch) and epoch + 1 < self._epochs:
+            best, metric = self._best.epoch, self._judge().name
+            self._emit({"event": "early stop", "epoch": epoch, "best_epoch": best, "metric": metric})
+            self._epochs = epoch + 1
+
+    def _is_worn_out(self, epoch: int) -> bool:
+        """Tell whether the validation metric has stopped getting better for long enough."""
+        patience = self._values.early_stopping_patience
+        return patience is not None and 0 <= self._best.epoch <= epoch - patience
 
     def _resume(self, team: Team) -> None:
         """Let new actors go on from what was kept of those before."""
         try:
             self._wait(self._recovery.resume(team), "going on")
         except cluster.LostError:
-            self._recovery.forget()
+            self._fall_back()
             raise
 
     def _judge(self) -> Metric:
@@ -342,55 +393,73 @@ class Run:
             return default_metric(self._values.predictor_type)
         return metric_named(name, self._values.predictor_type)
 
-    def _train_epoch(self, team: Team, epoch: int) -> Event:
-        """Train one epoch; return its record."""
-        began = time.time()
-        sums: Sums = sums_for(self._values.predictor_type)()
-        rows, computing = 0, 0.0
-        early = self._first.reports if self._first and epoch == 0 else []
+    def _train_epoch(self, team: Team, epoch: Epoch) -> Event:
+        """Train an epoch to its end; return its record."""
+        began = time.time() - epoch.seconds
+        early = self._first.reports if self._first and epoch.number == 0 else []
         rounds = (RoundCalls([report], [], []) for report in early) if early else self._rounds_of(team, epoch)
-        for index, calls in enumerate(rounds):
-            self._check_stopped()
-            where = f"epoch {epoch}, round {index}"
-            reports: list[RoundReport] = self._wait(calls.reports, where)
-            self._wait(calls.averaged, f"the parameter server in {where},")
-            self._wait(calls.adopted, f"what follows {where},")
-            computing += max(report.seconds for report in reports)
-            for report in reports:
-                sums = sums + report.sums
-                rows += report.num_rows
-            self._emit_round(epoch, rows, reports, is_known=epoch < len(self._history))
-        seconds = computing if early else time.time() - began
-        return {
-            "event": "epoch",
-            "epoch": epoch,
-            "seconds": seconds,
-            "exchange_seconds": seconds - computing if self.spec.world_size > 1 else 0.0,
-            "records_per_second": rows / max(seconds, 1e-9),
-            **_named("train", sums.values()),
-        }
+        for calls in rounds:
+            where = f"epoch {epoch.number}, round {epoch.rounds_done}"
+            reports: list[RoundReport] = self._wait(calls.reports, where, kind="round")
+            self._wait(calls.averaged, f"the parameter server in {where},", kind="round")
+            self._wait(calls.adopted, f"what follows {where},", kind="round")
+            epoch.add(reports)
+            epoch.seconds = epoch.computing_s if early else time.time() - began
+            self._emit_round(epoch, reports)
+        return epoch.record(is_exchanged=self.spec.world_size > 1)
 
-    def _rounds_of(self, team: Team, epoch: int) -> Iterator[RoundCalls]:
+    def _rounds_of(self, team: Team, epoch: Epoch) -> Iterator[RoundCalls]:
         """Yield what `Team.train_round` returns; a few rounds are under way, so that workers wait for nobody else."""
         under_way: deque[RoundCalls] = deque()
-        for index in range(self._rounds):
-            under_way.append(team.train_round(epoch, index, self._rounds))
+        for index in range(epoch.rounds_done, self._rounds):
+            if self._recovery.is_due or self._reason_to_stop():
+                while under_way:
+                    yield under_way.popleft()
+                self._pause(team, epoch)
+            under_way.append(team.train_round(epoch.number, index, self._rounds))
             if len(under_way) > ROUNDS_UNDER_WAY:
                 yield under_way.popleft()
         yield from under_way
 
-    def _emit_round(self, epoch: int, rows: int, reports: list[RoundReport], *, is_known: bool) -> None:
+    def _pause(self, team: Team, epoch: Epoch) -> None:
+        """Keep, between two rounds, what there is, when it is time; end the run if it was asked to stop."""
+        reason = self._reason_to_stop()
+        if reason is None and not self._recovery.is_due:
+            return
+        if reason is not None:
+            self._grace_s = math.inf  # for what follows
+        is_kept = epoch == self._recovery.epoch or self._recovery.keep(team, epoch, self._wait)
+        is_known = epoch.number < len(self._history)  # from before a restart: nothing new is written
+        if is_kept and self._recovery.states and not is_known and (reason or not self._writer.is_busy):
+            self._writer.begin(self._facts_of(epoch), self._recovery.states, self._best.parameters)
+        if reason is not None:
+            self._writer.finish()
+            place = f" It can be resumed from {self._writer.newest.place}." if self._writer.newest else ""
+            raise type(reason)(f"{reason}{place}")
+
+    def _facts_of(self, epoch: Epoch) -> Facts:
+        rows, feature_dim = self._data
+        best, values = self._best, self._values.as_dict()
+        return Facts(
+            epoch.as_dict(), self._rounds, self.spec.world_size, self.seed, best.epoch, best.value,
+            list(self._history), values, rows, feature_dim,
+        )  # fmt: skip
+
+    def _emit_round(self, epoch: Epoch, reports: list[RoundReport]) -> None:
         running = [
             {"host": report.rank + 1, "batch": batch, **_named("train", sums.values())}
-            for report in ([] if is_known else reports)
+            for report in (reports if epoch.number == len(self._history) else [])
             for batch, sums in report.running
         ]
-        self._emit({"event": "round", "epoch": epoch, "rows": rows, "running": running}, keep=bool(running))
+        event = {"event": "round", "epoch": epoch.number, "rows": epoch.num_rows, "running": running}
+        self._emit(event, keep=bool(running))
 
     def _evaluate(self, team: Team, channel: str, parameters: Any = None) -> dict[str, float]:
         """Measure parameters, by default those that the workers have, on the rows of a channel."""
         parts = self._wait(
-            [worker.evaluate.remote(channel, parameters) for worker in team.workers], f"evaluating {channel}"
+            [worker.evaluate.remote(channel, parameters) for worker in team.workers],
+            f"evaluating {channel}",
+            kind=f"evaluating {channel}",
         )
         sums, ranking = parts[0]
         for more, counts in parts[1:]:
@@ -417,12 +486,30 @@ class Run:
         facts = self._facts(best, channels)
         if best.parameters is None and self._reaches(team.workers[0], directory.uri):
             # without a deadline, and not to be stopped: what is trained is not thrown away half-written
-            cluster.wait_for([team.workers[0].save.remote(uris, metrics, facts)], math.inf, "writing the model")
+            save = team.workers[0].save
+            self._insist(lambda: cluster.wait_for([save.remote(uris, metrics, facts)], math.inf, "writing the model"))
         else:
             reference = best.parameters or team.workers[0].parameters.remote()
             [parameters] = self._wait([reference], "fetching the parameters")
-            job.save_model(parameters, self._values, uris, metrics, facts)
+            self._insist(lambda: job.save_model(parameters, self._values, uris, metrics, facts))
         return job.TrainingResult(directory, metrics, self._history, best.epoch)
+
+    def _insist(self, write: Callable[[], object]) -> None:
+        """Write, and where the storage fails try again for a while: somebody may free space, or a bucket come back."""
+        deadline, is_told = time.monotonic() + WRITING_PATIENCE_S, False
+        while True:
+            try:
+                write()
+                return
+            except StorageError as error:
+                if time.monotonic() > deadline:
+                    raise
+                if not is_told:
+                    reason = f"{error} It is tried again for {WRITING_PATIENCE_S:g} s."
+                    self._emit({"event": "not written", "reason": reason})
+                    is_told = True
+            self._check_stopped()
+            time.sleep(WRITING_AGAIN_S)
 
     def _reaches(self, worker: Any, uri: str) -> bool:
         """Tell whether a worker writes to the same place when it writes to a URI."""
@@ -442,21 +529,37 @@ class Run:
             "versions": job.library_versions(),
         }
 
-    def _wait(self, references: list[Any], what: str, also: Callable[[], None] = lambda: None) -> list[Any]:
-        """Wait for calls; what `also` raises ends it, as being stopped does."""
+    def _wait(
+        self, references: list[Any], what: str, also: Callable[[], None] = lambda: None, *, kind: str = ""
+    ) -> list[Any]:
+        """Wait for calls; what `also` raises ends it, as being stopped does. How long `kind` takes is remembered."""
 
         def check() -> None:
             self._check_stopped()
             also()
 
-        return cluster.wait_for(references, self.spec.round_timeout_s, what, check)
+        began = time.monotonic()
+        results = cluster.wait_for(references, self._patience.limit_s(kind), what, check)
+        if kind:
+            self._patience.took(kind, time.monotonic() - began)
+        return results
 
     def _check_stopped(self) -> None:
-        if self._stopped():
-            raise StoppedError("the job was stopped.")
+        """Raise the reason to stop; while rounds are under way, only when they take too long."""
+        reason = self._reason_to_stop()
+        if reason is not None and self._asked is not None and time.monotonic() - self._asked >= self._grace_s:
+            raise reason
+
+    def _reason_to_stop(self) -> StoppedError | None:
         limit = self.spec.max_run_s
-        if limit is not None and time.monotonic() - self._began > limit:
-            raise MaxRunError(f"the job was stopped after max_run = {limit:g} s.")
+        reason: StoppedError | None = None
+        if self._stopped():
+            reason = StoppedError("the job was stopped.")
+        elif limit is not None and time.monotonic() - self._began > limit:
+            reason = MaxRunError(f"the job was stopped after max_run = {limit:g} s.")
+        if reason is not None and self._asked is None:
+            self._asked = time.monotonic()
+        return reason
 
     def _emit(self, event: Event, *, keep: bool = True) -> None:
         self._emit_to(event, keep)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,6 +80,7 @@ class Worker:
         values = setup.hyperparameters
         self._shard = Shard([], values.mini_batch_size, setup.budget_bytes)
         self._has_table = False
+        self._own: Parameters | None = None
         self._code, self._num_factors = CODES[values.optimizer], values.num_factors
         self._threads = setup.threads
         if not values.hogwild:
@@ -95,7 +97,7 @@ class Worker:
     def prepare(self, feature_dim: int) -> None:
         """Allocate and draw the parameters."""
         self._table, self._has_table = self._new_table(feature_dim), True
-        self._rule = self._rule_after(0.0)
+        self._progress, self._rule = 0.0, self._rule_after(0.0)
         draw_parameters(self._parameters, self.setup.hyperparameters, self.setup.seed)
 
     def load(self, channels: dict[str, list[BlockSlice]], feature_dim: int) -> int:
@@ -285,19 +287,28 @@ class Worker:
         return Parameters(*(np.ascontiguousarray(array) for array in self._parameters))
 
     def state(self) -> tuple[dict[str, Any], None]:
-        """Return what another worker of the same rank and rows needs to go on after this epoch, to the same bits.
+        """Return what another worker of the same rank and rows needs to go on between two rounds, to the same bits.
 
-        The second value is for those who want to know whether there is a first, and not to fetch it.
+        Arrays, and what JSON knows. The second value is for those who want to know whether there is a first, and not to
+        fetch it.
         """
         return {
-            "bias": self._table.bias, "records": self._table.heads, "steps": self._steps, "rule": self._rule,
-        }, None  # fmt: skip
+            "bias": self._table.bias,
+            "records": self._table.heads,
+            "touched": self._scratch.touched,
+            "steps": self._steps,
+            "progress": self._progress,
+            "epoch_batches": self._epoch_batches,
+            "epoch_sums": astuple(self._epoch_sums),
+        }, None
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from the state of another."""
         np.copyto(self._table.bias, state["bias"])
         np.copyto(self._table.heads, state["records"])
-        self._steps, self._rule = state["steps"], state["rule"]
+        np.copyto(self._scratch.touched, state["touched"])
+        self._steps, self._progress, self._epoch_batches = state["steps"], state["progress"], state["epoch_batches"]
+        self._rule, self._epoch_sums = self._rule_after(self._progress), self._sums_type(*state["epoch_sums"])
 
     def node_id(self) -> str:
         """Return on which node of the cluster this is."""
@@ -311,8 +322,9 @@ class Worker:
         DivergenceError
             If a parameter is not finite.
         """
-        parameters = into_parameters(self._table, self._num_factors)
-        job.save_model(parameters, self.setup.hyperparameters, uris, metrics, facts)
+        if self._own is None:  # else it is tried again
+            self._own = into_parameters(self._table, self._num_factors)
+        job.save_model(self._own, self.setup.hyperparameters, uris, metrics, facts)
 
     def _rule_after(self, progress: float) -> Rule:
         from rayfm.kernels.training import Rule
@@ -336,7 +348,7 @@ class Worker:
         )
 
     def _set_rule(self, progress: float) -> None:
-        rule = self._rule_after(progress)
+        self._progress, rule = progress, self._rule_after(progress)
         if self._code == FTRL and rule.lr != self._rule.lr:
             from rayfm.kernels.training import rescale_ftrl
 

@@ -185,7 +185,7 @@ def start(ray_cluster, no_leftovers, tmp_path):
 
     yield start
     for job in started:
-        job._dismiss()
+        job.dismiss()
 
 
 def test_run__waits_prints_and_describes(start, capsys, tmp_path):

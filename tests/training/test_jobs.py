@@ -49,7 +49,7 @@ def start(ray_cluster, no_leftovers, rows, tmp_path):
     for job in submitted:
         if job.describe()["status"] == "InProgress":
             job.stop()
-        job._dismiss()
+        job.dismiss()
 
 
 def wait_for_an_epoch(job):
@@ -180,7 +180,7 @@ def test_attach__an_address_of_the_environment_where_nothing_listens_hides_no_fi
 
 
 def test_claim__of_two_submitters_one_gets_the_directory(start, tmp_path, monkeypatch):
-    first = JobDirectory.of_new_job(str(tmp_path), "job")
+    first = JobDirectory.of_job(str(tmp_path), "job")
     job = start()
     with pytest.raises(StorageError, match="holds a job already"):
         first.claim({})

@@ -1,6 +1,7 @@
 """Runs whose actors are killed: they go on, to the same bits."""
 
 import os
+import re
 import signal
 import time
 
@@ -10,7 +11,7 @@ import ray
 from rayfm.batch import SparseBatch
 from rayfm.errors import WorkerError
 from rayfm.formats import parquet
-from rayfm.training import cluster, recovery
+from rayfm.training import cluster, patience, recovery
 from rayfm.training import run as run_module
 from rayfm.training.first_epoch import FirstEpoch
 from rayfm.training.team import Team
@@ -20,25 +21,25 @@ from tests.training.test_run import fit, problem, same_bits
 pytestmark = [pytest.mark.usefixtures("ray_cluster", "no_leftovers"), SECOND_RAY]
 
 
-def kill(victim):
+def kill(victim, how=signal.SIGKILL):
     deadline = time.monotonic() + 20
     while not (pids := [pid for pid, name in live_actors().items() if name == victim]):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(pids[0], signal.SIGKILL)
+    os.kill(pids[0], how)
 
 
 class Killer:
     """A watcher that kills an actor at each event of `moments`, in turn; it keeps the events."""
 
-    def __init__(self, victim, *moments):
-        self.victim, self.moments, self.events = victim, list(moments), []
+    def __init__(self, victim, *moments, how=signal.SIGKILL):
+        self.victim, self.moments, self.how, self.events = victim, list(moments), how, []
 
     def __call__(self, event):
         self.events.append(event)
         if self.moments and self.moments[0] == (event["event"], event.get("epoch")):
             self.moments.pop(0)
-            kill(self.victim)
+            kill(self.victim, self.how)
 
     def of(self, name):
         return [event for event in self.events if event["event"] == name]
@@ -113,6 +114,18 @@ def test_train__survives_the_loss_of_the_worker_that_writes_the_model(tmp_path):
     disturbed = fit(tmp_path, features, labels, "disturbed", watcher=killer, epochs=2)
     same_bits(disturbed, fit(tmp_path, features, labels, "undisturbed", epochs=2))
     assert len(killer.of("restart")) == 1
+
+
+def test_train__replaces_a_worker_that_hangs(tmp_path, monkeypatch):
+    monkeypatch.setattr(patience, "AT_LEAST_S", 1.0)
+    features, labels = problem()
+    run = {"workers": 2, "epochs": 4}
+    killer = Killer("Worker", ("epoch", 1), how=signal.SIGSTOP)
+    disturbed = fit(tmp_path, features, labels, "disturbed", watcher=killer, **run)
+    same_bits(disturbed, fit(tmp_path, features, labels, "undisturbed", **run))
+    reasons = [event["reason"] for event in killer.of("restart")]
+    assert re.match(r".*epoch \d, round \d,? timed out after [\d.]+ s: no answer from ranks \[", reasons[0])
+    assert len(reasons) == 1
 
 
 def test_train__gives_up_when_the_same_happens_again_and_again(tmp_path):

@@ -45,17 +45,21 @@ def problem(rows=600, dim=30, seed=0, classifier=False):
 class InThisProcess:
     """A job whose controller is this process: the same run, without the start of an actor around it."""
 
-    def __init__(self, spec):
+    def __init__(self, spec, earlier=None):
         self.spec, self.directory = spec, spec.directory
 
     def wait(self, watcher):
-        return Run(self.spec, lambda event, keep: watcher(event), lambda: False).execute()
+        is_stopped = getattr(watcher, "is_stopped", lambda: False)
+        run = Run(self.spec, lambda event, keep: watcher(event), is_stopped)
+        if self.spec.resume:
+            run.take_up()
+        return run.execute()
 
 
 def fit(tmp_path, features, labels, name="job", workers=1, *, whole=False, **more):
     """Train; as a `whole` job with its controller, or in this process."""
     settings = {key: more.pop(key) for key in ("validation", "test", "weights", "options", "watcher") if key in more}
-    settings |= {key: more.pop(key) for key in ("worker_memory_bytes",) if key in more}
+    settings |= {key: more.pop(key) for key in ("worker_memory_bytes", "resume") if key in more}
     settings |= {"train_instance_count": workers, "output_path": str(tmp_path), "job_name": name}
     with pytest.MonkeyPatch.context() as patch:
         if not whole:
