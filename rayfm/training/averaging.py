@@ -75,6 +75,9 @@ WARM_UP_EPOCHS = 0.4
 
 MIN_ROUNDS = 4
 
+LARGE_BYTES = 2**28
+"""Of a model: beyond it several servers are worth while."""
+
 
 def rounds_per_epoch(world_size: int) -> int:
     """Return how often so many workers' parameters are averaged in an epoch, when nobody says.
@@ -83,6 +86,30 @@ def rounds_per_epoch(world_size: int) -> int:
     (4, 8)
     """
     return max(MIN_ROUNDS, world_size)
+
+
+def server_count(world_size: int, feature_dim: int, num_factors: int, nodes: int) -> int:
+    """Return over how many parameter servers the features are divided.
+
+    On one machine a second one brings nothing, as all share its memory. On several, what a large model's rounds
+    exchange goes through as many network interfaces as there are servers.
+
+    >>> server_count(4, 2**20, 16, 4), server_count(4, 2**24, 16, 4), server_count(4, 2**24, 16, 1)
+    (1, 4, 1)
+    """
+    if world_size == 1:
+        return 0
+    is_large = 4 * feature_dim * (1 + num_factors) > LARGE_BYTES
+    return min(nodes, world_size) if is_large else 1
+
+
+def ranges(feature_dim: int, servers: int) -> list[tuple[int, int]]:
+    """Return which features each server has: from the first, to before the second.
+
+    >>> ranges(10, 3)
+    [(0, 3), (3, 6), (6, 10)]
+    """
+    return [(feature_dim * i // servers, feature_dim * (i + 1) // servers) for i in range(servers)]
 
 
 def local_rate_scale(optimizer: str, world_size: int, progress: float) -> float:

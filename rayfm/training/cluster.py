@@ -218,9 +218,14 @@ def wait_for_a_cpu(check: Callable[[], None], timeout_s: float = RESERVATION_TIM
         time.sleep(0.2)
 
 
+def node_count() -> int:
+    """Return how many nodes can have workers."""
+    return len(_nodes())
+
+
 def workers_of_a_node(count: int) -> int:
     """Return how many workers a node gets at most when `count` spread over the nodes."""
-    return -(-count // len(_nodes()))
+    return -(-count // node_count())
 
 
 def memory_of_a_worker(count: int) -> int:

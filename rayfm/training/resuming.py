@@ -69,6 +69,6 @@ def _dealt_anew(checkpoint: Checkpoint, values: Hyperparameters, world_size: int
     workers = [{**state, **at_start} for state in checkpoint.states[: facts.world_size]]
     states = [workers[rank % len(workers)] for rank in range(world_size)]
     if world_size > 1:
-        states.append(checkpoint.states[-1] if facts.world_size > 1 else state_of_server(workers[0], values))
+        states += checkpoint.states[facts.world_size :] or [state_of_server(workers[0], values)]
     epoch = Epoch.begin(facts.epoch["number"], values.predictor_type).as_dict()
     return replace(checkpoint, facts=replace(facts, epoch=epoch, world_size=world_size), states=states)

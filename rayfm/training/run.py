@@ -36,7 +36,7 @@ from rayfm.kernels.tables import CODES, size_bytes
 from rayfm.metrics import Metric, RankingCounts, default_metric, metric_named
 from rayfm.storage import local_path
 from rayfm.training import cluster, job, sources
-from rayfm.training.averaging import rounds_per_epoch
+from rayfm.training.averaging import rounds_per_epoch, server_count
 from rayfm.training.blocks import Reading
 from rayfm.training.checkpoint import Checkpoint, Checkpoints, CheckpointWriter, Facts
 from rayfm.training.epoch import Epoch
@@ -115,6 +115,7 @@ class Run:
         self._writer = CheckpointWriter(self._checkpoints, self._emit)
         self._resumed: Facts | None = None
         self._data = 0, 0
+        self._servers: int | None = None
         self._on_resuming: Event = {}
 
     def take_up(self) -> int:
@@ -237,6 +238,7 @@ class Run:
         """Go on from a checkpoint, next time."""
         facts = checkpoint.facts
         epoch = Epoch.from_dict(facts.epoch, self._values.predictor_type)
+        self._servers = len(checkpoint.states) - self.spec.world_size
         self._recovery.take(epoch, [ray.put(state) for state in checkpoint.states])
         if checkpoint.best is not None and facts.best_epoch == self._best.epoch and self._best.parameters is None:
             self._best.parameters = ray.put(checkpoint.best)
@@ -309,6 +311,8 @@ class Run:
     def _start(self, team: Team, channels: dict[str, Blocks], feature_dim: int) -> None:
         """Give the workers, which have been starting and compiling, their rows."""
         spec = self.spec
+        if self._servers is None:  # not another number after a node was lost: what was kept is of so many
+            self._servers = server_count(spec.world_size, feature_dim, self._values.num_factors, cluster.node_count())
         started_s, compiled_s = (
             max(seconds)
             for seconds in zip(*self._wait(team.ready, "starting the workers", team.check_places), strict=True)
@@ -319,11 +323,11 @@ class Run:
             for name, blocks in channels.items()
         }
         loads = [
-            worker.load.remote({name: ranks[rank] for name, ranks in shards.items()}, feature_dim)
+            worker.load.remote({name: ranks[rank] for name, ranks in shards.items()}, feature_dim, self._servers)
             for rank, worker in enumerate(team.workers)
         ]
-        if team.server is not None:
-            self._wait([team.server.prepare.remote(feature_dim)], "starting the parameter server")
+        if self._servers:
+            self._wait(team.prepare_servers(self._servers, feature_dim), "starting the parameter servers")
         shard_rows = self._wait(loads, "loading the shards")
         self._emit({"event": "start", "workers": spec.world_size, "seconds": started_s + time.time() - began})
         self._emit({"event": "compile", "seconds": compiled_s})

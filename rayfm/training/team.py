@@ -16,7 +16,7 @@ from rayfm.training.worker import Worker
 
 
 class RoundCalls(NamedTuple):
-    """The calls of a round: of each worker for its report, of the server, and of each worker to adopt the average."""
+    """The calls of a round: of each worker for its report, of each server, and of each worker to adopt the average."""
 
     reports: list[Any]
     averaged: list[Any]
@@ -24,7 +24,7 @@ class RoundCalls(NamedTuple):
 
 
 class Team:
-    """The workers, and the parameter server unless there is one worker alone.
+    """The workers, and the parameter servers unless there is one worker alone.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class Team:
         self._missing_since: float | None = None
         self.workers: list[Any] = []
         self.ready: list[Any] = []
-        self.server: Any = None
+        self.servers: list[Any] = []
 
     @property
     def threads(self) -> int:
@@ -48,10 +48,10 @@ class Team:
         return max(1, machine // self._request.count if self._request.share else int(self._cpus))
 
     def start(self, setup: WorkerSetup) -> None:
-        """Start one worker per place of the placement group, and the server; `ready` is when they have compiled."""
+        """Start one worker per place of the placement group, and a server; `ready` is when they have compiled."""
         self._setup = setup
         if setup.world_size > 1:
-            self.server = ray.remote(ParameterServer).options(num_cpus=0).remote(setup)
+            self.servers = [self._new_server()]
         worker_class = ray.remote(Worker)
         self.workers = [
             worker_class.options(
@@ -62,18 +62,34 @@ class Team:
         ]
         self.ready = [worker.warm_up.remote() for worker in self.workers]
 
+    def prepare_servers(self, count: int, feature_dim: int) -> list[Any]:
+        """Let so many servers, spread over the nodes, draw the parameters; returns the calls."""
+        self.servers += [self._new_server() for _ in range(count - len(self.servers))]
+        return [server.prepare.remote(feature_dim, index, count) for index, server in enumerate(self.servers)]
+
+    def _new_server(self) -> Any:
+        return ray.remote(ParameterServer).options(num_cpus=0, scheduling_strategy="SPREAD").remote(self._setup)
+
     def check_places(self) -> None:
         """Raise `ResourceError` when the place of a worker was lost with its node, and there is no other."""
         self._missing_since = cluster.check_places(self._group, self._request, self._missing_since)
 
     def train_round(self, epoch: int, index: int, rounds: int) -> RoundCalls:
         """Let the workers train on a round, and go on from its average."""
-        calls = [worker.train_round.options(num_returns=2).remote(epoch, index, rounds) for worker in self.workers]
-        reports, results = (list(column) for column in zip(*calls, strict=True))
-        if self.server is None:
-            return RoundCalls(reports, [], [])
-        published, averaged = self.server.average.options(num_returns=2).remote(*results)
-        return RoundCalls(reports, [averaged], [worker.adopt.remote(published) for worker in self.workers])
+        returns = 1 + len(self.servers)
+        calls = [
+            worker.train_round.options(num_returns=returns).remote(epoch, index, rounds) for worker in self.workers
+        ]
+        if not self.servers:
+            return RoundCalls(calls, [], [])
+        reports, *results = zip(*calls, strict=True)  # for each server those of all ranks
+        done = [
+            server.average.options(num_returns=2).remote(*of_ranks)
+            for server, of_ranks in zip(self.servers, results, strict=True)
+        ]
+        published, averaged = zip(*done, strict=True)
+        adopted = [worker.adopt.remote(*published) for worker in self.workers]
+        return RoundCalls(list(reports), list(averaged), adopted)
 
     def state(self) -> tuple[list[Any], list[Any]]:
         """Let the actors copy what `resume` needs; returns references to that, and the calls."""
@@ -91,10 +107,10 @@ class Team:
 
     @property
     def _actors(self) -> list[Any]:
-        return self.workers if self.server is None else [*self.workers, self.server]
+        return [*self.workers, *self.servers]
 
     def dismiss(self) -> None:
         """End the actors at once, whatever they are doing."""
         for actor in self._actors:
             ray.kill(actor)
-        self.workers, self.ready, self.server = [], [], None
+        self.workers, self.ready, self.servers = [], [], []

@@ -35,7 +35,7 @@ from rayfm.kernels.tables import (
 from rayfm.metrics import RankingCounts, Sums, sums_for
 from rayfm.model import draw_parameters
 from rayfm.training import job
-from rayfm.training.averaging import local_rate_scale
+from rayfm.training.averaging import local_rate_scale, ranges
 from rayfm.training.messages import Published, RoundReport, RoundResult, WorkerSetup
 from rayfm.training.shard import BlockSlice, Shard
 
@@ -100,8 +100,17 @@ class Worker:
         self._progress, self._rule = 0.0, self._rule_after(0.0)
         draw_parameters(self._parameters, self.setup.hyperparameters, self.setup.seed)
 
-    def load(self, channels: dict[str, list[BlockSlice]], feature_dim: int) -> int:
+    def load(self, channels: dict[str, list[BlockSlice]], feature_dim: int, servers: int = 1) -> int:
         """Load the rows of ``train``, unless they have come already, and remember the other channels.
+
+        Parameters
+        ----------
+        channels
+            Where the rows are.
+        feature_dim
+            Width of the model.
+        servers
+            Over how many parameter servers its features are divided.
 
         Returns
         -------
@@ -115,6 +124,7 @@ class Worker:
             for part in channels["train"]:
                 self._shard.add(part)
         self._scratch = self._new_scratch(self._table, self._shard, self._threads)
+        self._ranges = ranges(feature_dim, servers)
         if self.setup.world_size > 1:
             from rayfm.kernels.exchange import Memory
 
@@ -180,13 +190,13 @@ class Worker:
             is_shared=self.setup.world_size > 1,
         )
 
-    def train_round(self, epoch: int, round_index: int, rounds: int) -> tuple[RoundReport, RoundResult | None]:
+    def train_round(self, epoch: int, round_index: int, rounds: int) -> tuple[RoundReport | RoundResult, ...]:
         """Train on the rows of one round.
 
         Returns
         -------
-        report, result
-            The second is for the parameter server; None when this worker is alone.
+        report, result, …
+            One result for each parameter server.
 
         Raises
         ------
@@ -201,11 +211,16 @@ class Worker:
         sums, running = self._train_positions(epoch, start, stop)
         report = RoundReport(self.rank, stop - start, sums, running, time.perf_counter() - began)
         if self.setup.world_size == 1:
-            return report, None
-        return report, self._result(stop - start, is_last=round_index == rounds - 1)
+            return (report,)
+        result = self._result(stop - start, is_last=round_index == rounds - 1)
+        return report, *(_part_of(result, *each) for each in self._ranges)
 
-    def adopt(self, published: Published) -> None:
-        """Go on from what the parameter server has made of a round."""
+    def adopt(self, *published: Published) -> None:
+        """Go on from what each parameter server has made of a round."""
+        for part in published:
+            self._adopt(part)
+
+    def _adopt(self, published: Published) -> None:
         from rayfm.kernels.exchange import scatter
         from rayfm.kernels.jit import read_only
 
@@ -438,6 +453,17 @@ class Worker:
 def _ftrl_views(table: Table, num_factors: int) -> tuple[Parameters, Parameters, Parameters]:
     """Return the parameters and both states."""
     return parameters_in(table, num_factors), first_states_in(table, num_factors), second_states_in(table, num_factors)
+
+
+def _part_of(result: RoundResult, first: int, end: int) -> RoundResult:
+    """Return what a result has of the features from `first` to before `end`."""
+
+    def cut(rows: FeatureRows) -> FeatureRows:
+        part = slice(*np.searchsorted(rows.features, (first, end)))
+        return rows._replace(features=rows.features[part], rows=rows.rows[part])
+
+    accumulators = None if result.accumulators is None else cut(result.accumulators)
+    return RoundResult(result.num_rows, cut(result.parameters), accumulators)
 
 
 def _float32_triple(values: Sequence[float]) -> tuple[np.float32, np.float32, np.float32]:

@@ -21,7 +21,7 @@ from rayfm.hyperparameters import Hyperparameters
 from rayfm.model import FactorizationMachine
 from rayfm.progress import log_lines
 from rayfm.reading import ReadOptions
-from rayfm.training import cluster, driver
+from rayfm.training import averaging, cluster, driver
 from rayfm.training.run import Run
 from tests.conftest import live_actors
 
@@ -96,6 +96,19 @@ def test_train__same_seed_same_bits(tmp_path, workers):
     same_bits(*runs)
     other = fit(tmp_path, features, labels, "c", workers, epochs=2, shuffle=True, seed=6)
     assert (other.model.factors != runs[0].model.factors).any()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "ftrl"])
+def test_train__any_number_of_servers_gives_the_same_bits(tmp_path, monkeypatch, optimizer):
+    features, labels = problem()
+    run = {"workers": 3, "epochs": 2, "optimizer": optimizer}
+    one = fit(tmp_path, features, labels, "one", **run)
+    monkeypatch.setattr(averaging, "LARGE_BYTES", 0)
+    monkeypatch.setattr(cluster, "node_count", lambda: 3)
+    seen = []
+    three = fit(tmp_path, features, labels, "three", watcher=lambda _: seen.append([*live_actors().values()]), **run)
+    same_bits(one, three)
+    assert max(actors.count("ParameterServer") for actors in seen) == 3
 
 
 def test_train__any_number_of_threads_gives_the_same_bits(tmp_path):
