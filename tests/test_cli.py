@@ -412,7 +412,7 @@ def test_process__log_of_a_run_is_read_by_sagemakers_regexes(libsvm, tmp_path, a
     assert errors.read_text() == ""
 
 
-def test_process__ctrl_c_stops_and_leaves_nothing(libsvm, tmp_path):
+def test_process__ctrl_c_stops_and_leaves_what_can_be_resumed(libsvm, tmp_path):
     log = tmp_path / "log"
     arguments = [libsvm, *REGRESSOR, "--epochs", "1000000", "--output-path", tmp_path, "--job-name", "first"]
     with log.open("w") as out:
@@ -424,10 +424,23 @@ def test_process__ctrl_c_stops_and_leaves_nothing(libsvm, tmp_path):
         finally:
             process.kill()
     assert process.returncode == 130
-    assert errors.strip() == "rayfm: interrupted; the job was stopped and wrote no model."
-    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["job.json", "metrics.jsonl"]
-    assert json.loads((tmp_path / "first" / "job.json").read_text())["status"] == "Stopped"
+    said = "rayfm: interrupted; the job was stopped and wrote no model. It can be resumed by its name, first."
+    assert errors.strip() == said
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["checkpoints", "job.json", "metrics.jsonl"]
+    status = json.loads((tmp_path / "first" / "job.json").read_text())
+    assert status["status"] == "Stopped"
     wait_until(lambda: not processes_of(process.pid), 20)
+    done = int(Path(status["checkpoint"]).name.partition("-")[0])
+    arguments[arguments.index("1000000")] = str(done + 2)
+    with log.open("w") as out:
+        assert start("train", *arguments, "--resume", stdout=out).wait(120) == 0
+    assert f"Resumed from epoch {done + 1}: {tmp_path}/first/checkpoints/{done:06d}-000000.npz" in log.read_text()
+    assert f"its epoch: {done + 2} of {done + 2}" in log.read_text()
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == [
+        "job.json",
+        "metrics.jsonl",
+        "model.safetensors",
+    ]
 
 
 def test_process__a_closed_pipe_is_no_error(model):

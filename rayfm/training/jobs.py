@@ -185,6 +185,7 @@ class TrainingJob:
                 ray.kill(controller)
                 self.directory.settle(job.STOPPED, StoppedError("the job did not stop in time and was killed."))
             time.sleep(0.1)
+        _embedded_jobs.discard(self)
 
     def result(self) -> TrainingResult:
         """Return the result of a completed job, from its directory.

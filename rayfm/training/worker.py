@@ -190,13 +190,13 @@ class Worker:
             is_shared=self.setup.world_size > 1,
         )
 
-    def train_round(self, epoch: int, round_index: int, rounds: int) -> tuple[RoundReport | RoundResult, ...]:
+    def train_round(self, epoch: int, round_index: int, rounds: int) -> Any:
         """Train on the rows of one round.
 
         Returns
         -------
         report, result, …
-            One result for each parameter server.
+            A `RoundReport`, and a `RoundResult` for each parameter server; a worker that is alone has a report only.
 
         Raises
         ------
@@ -211,7 +211,7 @@ class Worker:
         sums, running = self._train_positions(epoch, start, stop)
         report = RoundReport(self.rank, stop - start, sums, running, time.perf_counter() - began)
         if self.setup.world_size == 1:
-            return (report,)
+            return report
         result = self._result(stop - start, is_last=round_index == rounds - 1)
         return report, *(_part_of(result, *each) for each in self._ranges)
 

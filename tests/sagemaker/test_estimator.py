@@ -321,6 +321,23 @@ def test_fit__reads_and_writes_on_s3(fm, matrix, bucket):
     assert fm.model.feature_dim == 6
 
 
+def test_fit__resumes_a_job_that_was_stopped(fm, matrix, bucket, capsys):
+    fm.output_path = f"s3://{bucket.name}/out/"
+    fm.epochs = 10**6
+    fm.fit(matrix[0], labels=matrix[1], wait=False, job_name="stopped")
+    job = fm.latest_training_job.job
+    next(event for event in job.events() if event["event"] == "epoch" and event["epoch"] == 2), job.describe()
+    job.stop()
+    [key] = [entry.key for entry in bucket.objects.all() if entry.key.endswith(".npz")]
+    done = int(Path(key).name.partition("-")[0])
+    fm.epochs = done + 1
+    fm.fit(matrix[0], labels=matrix[1], job_name="stopped", resume=True)
+    assert f"Resumed from epoch {done + 1}: s3://{bucket.name}/{key}" in capsys.readouterr().out
+    frame = fm.training_job_analytics.dataframe()
+    assert len(frame[frame.metric_name == "train:rmse:epoch"]) == done + 1
+    assert ".npz" not in "".join(entry.key for entry in bucket.objects.all())
+
+
 def test_fit__takes_uris_matrices_and_datasets_alike(fm, matrix, tmp_path):
     import pyarrow as pa
     import ray

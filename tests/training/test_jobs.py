@@ -20,7 +20,7 @@ from rayfm.training.driver import submit, train
 from rayfm.training.instances import instance_of
 from rayfm.training.job import STATUS_KEYS, JobDirectory
 from rayfm.training.jobs import SILENCE_S, TrainingJob, list_jobs
-from rayfm.training.run import RunSpec
+from rayfm.training.spec import RunSpec
 from tests.conftest import live_actors
 from tests.events import write_job
 

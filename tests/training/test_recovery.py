@@ -3,7 +3,10 @@
 import os
 import re
 import signal
+import subprocess
+import threading
 import time
+from contextlib import suppress
 
 import pytest
 import ray
@@ -11,11 +14,12 @@ import ray
 from rayfm.batch import SparseBatch
 from rayfm.errors import WorkerError
 from rayfm.formats import parquet
+from rayfm.reading import ReadOptions
 from rayfm.training import cluster, patience, recovery
 from rayfm.training import run as run_module
 from rayfm.training.first_epoch import FirstEpoch
 from rayfm.training.team import Team
-from tests.conftest import SECOND_RAY, live_actors
+from tests.conftest import SECOND_RAY, SESSION, live_actors
 from tests.training.test_run import fit, problem, same_bits
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster", "no_leftovers"), SECOND_RAY]
@@ -27,6 +31,13 @@ def kill(victim, how=signal.SIGKILL):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(pids[0], how)
+
+
+def is_ours(pid):
+    """Whether a process is of this session's Ray: others may run on the machine."""
+    with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+        return SESSION.name.encode() in file.read()
+    return False
 
 
 class Killer:
@@ -106,6 +117,30 @@ def test_train__survives_the_loss_of_a_lone_worker_while_it_reads(tmp_path):
     disturbed = fit(tmp_path, str(tmp_path / "rows.parquet"), None, "disturbed", watcher=killer, epochs=2)
     same_bits(disturbed, fit(tmp_path, str(tmp_path / "rows.parquet"), None, "undisturbed", epochs=2))
     assert len(killer.of("restart")) == 1
+
+
+def test_train__survives_the_loss_of_a_task_that_reads(tmp_path):
+    """No row is lost, and none comes twice."""
+    path, killed = tmp_path / "rows.libsvm", []
+    path.write_text("".join(f"{i % 5} {i % 7}:1 {7 + i % 3}:1\n" for i in range(1000)) * 400)
+
+    def kill_a_task():
+        while not killed:
+            found = subprocess.run(["pgrep", "-f", "^ray::_read_part"], capture_output=True, text=True, check=False)
+            for pid in [*filter(is_ours, found.stdout.split())][:1]:
+                os.kill(int(pid), signal.SIGKILL)
+                killed.append(pid)
+
+    def watcher(event):
+        events.append(event)
+        if event["event"] == "reading" and not killed:
+            threading.Thread(target=kill_a_task, daemon=True).start()
+
+    events, run = [], {"options": ReadOptions(index_base=0), "epochs": 1, "mini_batch_size": 1000}
+    disturbed = fit(tmp_path, str(path), None, "disturbed", workers=2, watcher=watcher, **run)
+    assert killed
+    assert [event["rows"] for event in events if event["event"] == "read"] == [400_000]
+    same_bits(disturbed, fit(tmp_path, str(path), None, "undisturbed", workers=2, **run))
 
 
 def test_train__survives_the_loss_of_the_worker_that_writes_the_model(tmp_path):

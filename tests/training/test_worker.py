@@ -61,7 +61,7 @@ def test_train_arrived__is_the_first_epoch_bit_for_bit(rows, optimizer, cuts):
     assert early.load({"train": parts}, DIM) == rows.num_rows
 
     late.load({"train": slices(rows, ())}, DIM)
-    expected = [late.train_round(0, index, 3)[0] for index in range(3)]
+    expected = [late.train_round(0, index, 3) for index in range(3)]
     (measures, count, running), (wanted, wanted_count, wanted_running) = total(reports), total(expected)
     assert count == wanted_count == rows.num_rows
     assert measures == pytest.approx(wanted)
