@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import shutil
 import socket
 import time
 import warnings
@@ -35,6 +37,8 @@ _LOSSES = {
 """What to say when something was lost that can be had again."""
 
 RESERVATION_TIMEOUT_S = 120.0
+SPILLING_LIMIT = 0.95
+"""Ray spills nothing to a disk that is fuller."""
 KNOCK_TIMEOUT_S = 5.0
 
 
@@ -235,6 +239,18 @@ def memory_of_a_worker(count: int) -> int:
     """
     smallest = min(node.get("memory", 2.0**62) for node in _nodes())
     return int(smallest / workers_of_a_node(count))
+
+
+def room_for_blocks() -> tuple[float, float]:
+    """Return what the object stores hold, in bytes, and what else this machine's disk takes when they are full.
+
+    Other machines' disks are not known: where there are several, the second is infinite.
+    """
+    store = ray.cluster_resources().get("object_store_memory", 0.0)
+    if not is_one_machine():
+        return store, math.inf
+    usage = shutil.disk_usage(ray._private.worker._global_node.get_session_dir_path())
+    return store, max(0.0, usage.free - (1.0 - SPILLING_LIMIT) * usage.total)
 
 
 def _nodes() -> list[dict[str, float]]:

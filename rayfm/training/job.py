@@ -16,6 +16,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -46,6 +47,8 @@ METRICS_FILE, STATUS_FILE = "metrics.jsonl", "job.json"
 ARCHIVE_FILE = "output/model.tar.gz"
 IN_PROGRESS, STOPPING, COMPLETED, FAILED, STOPPED = "InProgress", "Stopping", "Completed", "Failed", "Stopped"
 RUNNING = (IN_PROGRESS, STOPPING)
+WRITING_PATIENCE_S, WRITING_AGAIN_S = 300.0, 2.0
+"""How long, and after which pauses, it is tried to write the model where the storage fails."""
 STATUS_KEYS = {"job_name", "status", "started", "ended", "alive", "hyperparameters", "train_instance_count", "channels"}
 """What every job.json has."""
 
@@ -304,3 +307,35 @@ def save_model(
         ) from None
     for uri in uris:
         model.save(uri)
+
+
+def insist(write: Callable[[], object], tell: Callable[[str], None], check: Callable[[], None]) -> None:
+    """Write, and where the storage fails try again for a while: somebody may free space, or a bucket come back.
+
+    Parameters
+    ----------
+    write
+        Called until it raises no `StorageError`.
+    tell
+        Called with the first failure.
+    check
+        Called after each; what it raises ends the trying.
+
+    Raises
+    ------
+    StorageError
+        The last one, when the time is up.
+    """
+    deadline, is_told = time.monotonic() + WRITING_PATIENCE_S, False
+    while True:
+        try:
+            write()
+            return
+        except StorageError as error:
+            if time.monotonic() > deadline:
+                raise
+            if not is_told:
+                tell(f"{error} It is tried again for {WRITING_PATIENCE_S:g} s.")
+                is_told = True
+        check()
+        time.sleep(WRITING_AGAIN_S)

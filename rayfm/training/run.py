@@ -25,17 +25,14 @@ from rayfm.batch import RowRules
 from rayfm.errors import (
     DataError,
     HyperparameterError,
-    MaxRunError,
     RayfmError,
-    ResourceError,
     StoppedError,
     StorageError,
     WorkerError,
 )
-from rayfm.kernels.tables import CODES, size_bytes
 from rayfm.metrics import Metric, RankingCounts, default_metric, metric_named
 from rayfm.storage import local_path
-from rayfm.training import cluster, job, sources
+from rayfm.training import cluster, job, refusals, sources
 from rayfm.training.averaging import rounds_per_epoch, server_count
 from rayfm.training.blocks import Reading
 from rayfm.training.checkpoint import Checkpoint, Checkpoints, CheckpointWriter, Facts
@@ -48,6 +45,7 @@ from rayfm.training.resuming import for_this_run
 from rayfm.training.shard import deal
 from rayfm.training.sources import Blocks
 from rayfm.training.spec import RunSpec
+from rayfm.training.stopping import Stopping
 from rayfm.training.team import RoundCalls, Team
 
 ROUNDS_UNDER_WAY = 2
@@ -58,9 +56,6 @@ ROWS_BETWEEN_SIGNS_OF_LIFE = 200_000
 
 LAST_ROUNDS_S = 30.0
 """How long the rounds under way may take when the run is asked to stop."""
-
-WRITING_PATIENCE_S, WRITING_AGAIN_S = 300.0, 2.0
-"""How long, and after which pauses, it is tried to write the model where the storage fails."""
 
 Event = dict[str, Any]
 
@@ -97,19 +92,17 @@ class Run:
     """
 
     def __init__(self, spec: RunSpec, emit: Callable[[Event, bool], None], stopped: Callable[[], bool]) -> None:
-        self.spec, self._emit_to, self._stopped = spec, emit, stopped
+        self.spec, self._emit_to = spec, emit
         self._values = spec.hyperparameters
         given = spec.seed if self._values.seed is None else self._values.seed
         self.seed = secrets.randbits(63) if given is None else given
+        self._stopping = Stopping(stopped, spec.max_run_s)
         self._sources = dict(spec.channels)
         self._history: list[Event] = []
         self._first: FirstEpoch | None = None
         self._best, self._recovery = _Best(), Recovery(self._epoch(0))
         self._epochs = self._values.epochs
         self._tested: dict[str, float] | None = None
-        self._began = time.monotonic()
-        self._asked: float | None = None
-        self._grace_s = 0.0
         self._patience = Patience(spec.round_timeout_s)
         self._checkpoints = Checkpoints(spec.directory.uri)
         self._writer = CheckpointWriter(self._checkpoints, self._emit)
@@ -183,16 +176,17 @@ class Run:
             spec.world_size, spec.worker_cpus, spec.worker_reserved_bytes, spec.oversubscribe
         )
         cluster.check_size(request)
+        refusals.check_room(sum(source.size_bytes or 0 for source in self._sources.values()))
         if self._values.feature_dim:
             self._check_memory(self._values.feature_dim)
-        cluster.wait_for_a_cpu(self._check_stopped)
+        cluster.wait_for_a_cpu(self._stopping.check)
         spare = cluster.spare_cpus(request) if cluster.is_one_machine() else 0.0
         with ExitStack() as stack:
             team = stack.enter_context(self._team(request)) if spare else None  # they start while channels are read
             cpus = min(1.0, spare / max(1.0, cluster.cluster_cpus())) if spare else 1.0
             if team is not None and spec.world_size == 1 and not self._values.shuffle and not self._resumed:
                 self._first = FirstEpoch(team.workers[0], self._values.feature_dim, self._check_memory)
-            channels, feature_dim = self._read_channels(Reading(cpus, self._check_stopped))
+            channels, feature_dim = self._read_channels(Reading(cpus, self._stopping.check))
             self._check_memory(feature_dim)
             self._data = channels["train"].num_rows, feature_dim
             self._check_resumed()
@@ -273,7 +267,7 @@ class Run:
         channels: dict[str, Blocks] = {}
         self._emit({"event": "reading"})
         for name in sorted(self._sources, key=lambda name: name != "train"):
-            self._check_stopped()
+            self._stopping.check()
             began = time.time()
             rules = RowRules(feature_dim, binary_labels=self._values.is_classifier)
             index_base = channels["train"].index_base if channels else None
@@ -291,22 +285,7 @@ class Run:
         return channels, feature_dim
 
     def _check_memory(self, feature_dim: int) -> None:
-        """Refuse a model that cannot fit a worker, with its optimizer's states and what is exchanged."""
-        values, count = self._values, self.spec.world_size
-        needed = size_bytes(CODES[values.optimizer], feature_dim, values.num_factors)
-        needed += 4 * feature_dim * (values.threads or 1) * values.hogwild
-        exchanged = 4 * feature_dim * (values.num_factors + 1) * (1 if values.optimizer == "adam" else 2)
-        if count == 1:
-            needed += exchanged  # the best epoch's
-        else:  # the worker's, and the rows of the parameter server and what it makes of them
-            needed += exchanged + 2 * exchanged // cluster.workers_of_a_node(count)
-        room = cluster.memory_of_a_worker(self.spec.world_size)
-        if needed > room:
-            raise ResourceError(
-                f"a worker needs {needed / 2**30:.1f} GiB for feature_dim={feature_dim} and num_factors="
-                f"{self._values.num_factors}, and has {room / 2**30:.1f} GiB. Lower num_factors, hash the features, or "
-                "see with `rayfm check` whether a single outlying key makes feature_dim so large."
-            )
+        refusals.check_memory(self._values, self.spec.world_size, feature_dim)
 
     def _start(self, team: Team, channels: dict[str, Blocks], feature_dim: int) -> None:
         """Give the workers, which have been starting and compiling, their rows."""
@@ -342,7 +321,7 @@ class Run:
     def _train(self, team: Team, channels: set[str]) -> None:
         """Train all epochs, or until the validation metric stops getting better."""
         self._resume(team)
-        self._grace_s = LAST_ROUNDS_S
+        self._stopping.grace_s = LAST_ROUNDS_S
         epoch = self._recovery.epoch
         while epoch.number < self._epochs:  # which early stopping lowers
             if self._best.epoch == epoch.number - 1 >= 0 and self._best.parameters is None and not epoch.is_begun:
@@ -352,7 +331,7 @@ class Run:
                 self._judge_epoch(team, record, is_validated="validation" in channels)
             epoch = self._epoch(epoch.number + 1)
         self._pause(team, epoch)
-        self._grace_s = 0.0
+        self._stopping.grace_s = 0.0
 
     def _epoch(self, number: int) -> Epoch:
         return Epoch.begin(number, self._values.predictor_type)
@@ -416,7 +395,7 @@ class Run:
         """Yield what `Team.train_round` returns; a few rounds are under way, so that workers wait for nobody else."""
         under_way: deque[RoundCalls] = deque()
         for index in range(epoch.rounds_done, self._rounds):
-            if self._recovery.is_due or self._reason_to_stop():
+            if self._recovery.is_due or self._stopping.reason:
                 while under_way:
                     yield under_way.popleft()
                 self._pause(team, epoch)
@@ -427,11 +406,11 @@ class Run:
 
     def _pause(self, team: Team, epoch: Epoch) -> None:
         """Keep, between two rounds, what there is, when it is time; end the run if it was asked to stop."""
-        reason = self._reason_to_stop()
+        reason = self._stopping.reason
         if reason is None and not self._recovery.is_due:
             return
         if reason is not None:
-            self._grace_s = math.inf  # for what follows
+            self._stopping.grace_s = math.inf  # for what follows
         is_kept = epoch == self._recovery.epoch or self._recovery.keep(team, epoch, self._wait)
         is_known = epoch.number < len(self._history)  # from before a restart: nothing new is written
         if is_kept and self._recovery.states and not is_known and (reason or not self._writer.is_busy):
@@ -499,21 +478,7 @@ class Run:
         return job.TrainingResult(directory, metrics, self._history, best.epoch)
 
     def _insist(self, write: Callable[[], object]) -> None:
-        """Write, and where the storage fails try again for a while: somebody may free space, or a bucket come back."""
-        deadline, is_told = time.monotonic() + WRITING_PATIENCE_S, False
-        while True:
-            try:
-                write()
-                return
-            except StorageError as error:
-                if time.monotonic() > deadline:
-                    raise
-                if not is_told:
-                    reason = f"{error} It is tried again for {WRITING_PATIENCE_S:g} s."
-                    self._emit({"event": "not written", "reason": reason})
-                    is_told = True
-            self._check_stopped()
-            time.sleep(WRITING_AGAIN_S)
+        job.insist(write, lambda text: self._emit({"event": "not written", "reason": text}), self._stopping.check)
 
     def _reaches(self, worker: Any, uri: str) -> bool:
         """Tell whether a worker writes to the same place when it writes to a URI."""
@@ -539,7 +504,7 @@ class Run:
         """Wait for calls; what `also` raises ends it, as being stopped does. How long `kind` takes is remembered."""
 
         def check() -> None:
-            self._check_stopped()
+            self._stopping.check()
             also()
 
         began = time.monotonic()
@@ -547,23 +512,6 @@ class Run:
         if kind:
             self._patience.took(kind, time.monotonic() - began)
         return results
-
-    def _check_stopped(self) -> None:
-        """Raise the reason to stop; while rounds are under way, only when they take too long."""
-        reason = self._reason_to_stop()
-        if reason is not None and self._asked is not None and time.monotonic() - self._asked >= self._grace_s:
-            raise reason
-
-    def _reason_to_stop(self) -> StoppedError | None:
-        limit = self.spec.max_run_s
-        reason: StoppedError | None = None
-        if self._stopped():
-            reason = StoppedError("the job was stopped.")
-        elif limit is not None and time.monotonic() - self._began > limit:
-            reason = MaxRunError(f"the job was stopped after max_run = {limit:g} s.")
-        if reason is not None and self._asked is None:
-            self._asked = time.monotonic()
-        return reason
 
     def _emit(self, event: Event, *, keep: bool = True) -> None:
         self._emit_to(event, keep)

@@ -8,7 +8,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from rayfm.errors import StorageError
-from rayfm.training import run as run_module
+from rayfm.training import job
 from tests.conftest import SECOND_RAY, free_port
 from tests.training.test_recovery import keep_always
 from tests.training.test_run import fit, problem, same_bits
@@ -52,7 +52,7 @@ def small_disk(tmp_path):
 
 def test_train__goes_on_while_the_disk_is_full_and_ends_right_once_there_is_space(small_disk, tmp_path, monkeypatch):
     keep_always(monkeypatch)
-    monkeypatch.setattr(run_module, "WRITING_AGAIN_S", 0.1)
+    monkeypatch.setattr(job, "WRITING_AGAIN_S", 0.1)
     folder, filler, fill = small_disk
     features, labels = problem()
     watcher = Watcher(compile=fill, not_written=filler.unlink)
@@ -69,7 +69,7 @@ def test_train__goes_on_while_the_disk_is_full_and_ends_right_once_there_is_spac
 
 
 def test_train__a_disk_that_stays_full_ends_it_with_the_reason(small_disk, monkeypatch):
-    monkeypatch.setattr(run_module, "WRITING_PATIENCE_S", 0.0)
+    monkeypatch.setattr(job, "WRITING_PATIENCE_S", 0.0)
     folder, _, fill = small_disk
     with pytest.raises(StorageError, match=r"model\.safetensors cannot be written: no space left. Free space there"):
         fit(folder, *problem(), watcher=Watcher(upload=fill), epochs=1)
@@ -77,7 +77,7 @@ def test_train__a_disk_that_stays_full_ends_it_with_the_reason(small_disk, monke
 
 
 def test_train__outlasts_a_bucket_that_fails_for_a_while(s3_endpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "WRITING_AGAIN_S", 0.1)
+    monkeypatch.setattr(job, "WRITING_AGAIN_S", 0.1)
     keep_always(monkeypatch)
     port = free_port()
 

@@ -111,6 +111,27 @@ def test_train__any_number_of_servers_gives_the_same_bits(tmp_path, monkeypatch,
     assert max(actors.count("ParameterServer") for actors in seen) == 3
 
 
+def test_train__refuses_before_it_reads_what_the_store_and_the_disk_cannot_hold(tmp_path, monkeypatch):
+    features, labels = problem()
+    store, disk = cluster.room_for_blocks()
+    assert 2**28 < store < 2**29 < disk < 2**50
+    events = []
+    monkeypatch.setattr(cluster, "room_for_blocks", lambda: (1000.0, 800.0))
+    with pytest.raises(ResourceError, match=r"takes at least 0\.0 GiB in Ray's object store, which has 0\.0 GiB"):
+        fit(tmp_path, features, labels, watcher=events.append)
+    assert events == []
+
+
+def test_train__refuses_before_it_reads_a_model_that_is_too_large(tmp_path):
+    features, labels = problem()
+    events = []
+    with pytest.raises(
+        ResourceError, match=r"a worker needs \d\d\d\d\.\d GiB for feature_dim=4000000000 and num_factors"
+    ):
+        fit(tmp_path, features, labels, watcher=events.append, feature_dim=4 * 10**9, num_factors=100)
+    assert events == []
+
+
 def test_train__any_number_of_threads_gives_the_same_bits(tmp_path):
     features, labels = problem()
     one, three = (fit(tmp_path, features, labels, str(n), threads=n, mini_batch_size=200) for n in (1, 3))
