@@ -35,7 +35,8 @@ from rayfm.cli.training import train
 def cli(context: click.Context) -> None:
     """Train, use and look into factorization machines, on this machine or on a Ray cluster.
 
-    A command runs on the cluster that --address or RAY_ADDRESS names, else on a Ray of its own that ends with it.
+    A command runs on the cluster that --address or RAY_ADDRESS names, in a job of Ray's or on a head node of the
+    cluster launcher on that cluster, else on a Ray of its own that ends with it.
     It exits with 0 when all is well, 1 for an error or for problems found, 2 for wrong usage and 130 when
     interrupted.
     """

@@ -79,7 +79,10 @@ def _data_option(flag: str, help: str) -> Callable[[Function], Function]:
 @click.option(
     "--output-path", metavar="DIR", help="Where jobs are written; RAYFM_OUTPUT_PATH or ./rayfm-output when left out."
 )
-@click.option("--job-name", metavar="NAME", help="Directory below the output path; made from the time when left out.")
+@click.option(
+    "--job-name", metavar="NAME",
+    help="Directory below the output path; the submission id of a job of Ray's, else the time, when left out.",
+)  # fmt: skip
 @address_option
 @click.option("--max-run", type=click.IntRange(min=1), metavar="SECONDS", help="Stop the job after so long.")
 @click.option(

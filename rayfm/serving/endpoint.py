@@ -7,7 +7,6 @@ Serve does not run yet it is started, listening on the loopback interface of the
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
 import uuid
@@ -27,7 +26,7 @@ from rayfm.serving.server import LOOPBACK, ServerOptions, running_host, start
 from rayfm.serving.settings import Limits, Settings
 from rayfm.serving.urls import URL_VARIABLE, default_url
 from rayfm.storage import absolute
-from rayfm.training import cluster
+from rayfm.training import addresses, cluster
 
 __all__ = ["Endpoint", "Limits", "ServerOptions", "default_url", "delete", "deploy", "describe", "list_endpoints"]
 
@@ -284,7 +283,7 @@ def _check_route(name: str, route: str, known: Mapping[str, Any]) -> None:
 
 def _connected(address: str | None) -> bool:
     """Join the cluster; False when there is none, and starting an embedded one just to find it empty is no use."""
-    if not ray.is_initialized() and (address or os.environ.get("RAY_ADDRESS")) in (None, "", "local"):
+    if not ray.is_initialized() and addresses.meant(address) is None:
         return False
     cluster.connect(address)
     return True

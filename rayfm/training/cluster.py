@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from ray.util.placement_group import (
 )
 
 from rayfm.errors import RayfmError, ResourceError, WorkerError
+from rayfm.training import addresses
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,13 +35,17 @@ _LOSSES = {
 """What to say when something was lost that can be had again."""
 
 RESERVATION_TIMEOUT_S = 120.0
-KNOCK_TIMEOUT_S = 5.0
 
 
 def connect(address: str | None = None) -> None:
-    """Join the cluster at `address` or ``RAY_ADDRESS``; start an embedded Ray when neither is given.
+    """Join the cluster that is meant; start an embedded Ray where none is.
 
     Does nothing when this process is connected already. The embedded Ray ends with the process.
+
+    Parameters
+    ----------
+    address
+        Of the cluster; what `addresses.meant` says when left out.
 
     Raises
     ------
@@ -50,41 +54,32 @@ def connect(address: str | None = None) -> None:
     """
     if ray.is_initialized():
         return
-    address = address or os.environ.get("RAY_ADDRESS")
+    meant = addresses.meant(address)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    if address in (None, "", "local"):
+    if meant is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(address="local", include_dashboard=False, namespace="rayfm", **quiet)
         return
     try:
-        _knock(address)
-        ray.init(address=address, namespace="rayfm", **quiet)
+        addresses.check(meant)
+        ray.init(address=meant, namespace="rayfm", **quiet)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ResourceError(
-            f"no Ray cluster answered at {address}: {error}. Start one with `ray start --head`, check the address and "
-            "its token, or leave the address out to use an embedded Ray."
-        ) from error
+        problem = f"no Ray cluster answered at {meant}: {str(error).rstrip('.')}."
+        raise ResourceError(f"{problem} {addresses.remedy(meant)}") from error
 
 
 def connect_if_told(address: str | None = None) -> None:
-    """Join the cluster at `address` or ``RAY_ADDRESS``; without either, do nothing.
+    """Join the cluster that is meant, if one is.
 
-    That no cluster answers at the address of the environment is only warned of: a job's directory outlives it.
+    That no cluster answers that only the environment means is only warned of: a job's directory outlives it.
     """
     if address:
         connect(address)
-    elif os.environ.get("RAY_ADDRESS") not in (None, "", "local"):
+    elif addresses.meant() is not None:
         try:
             connect()
         except ResourceError as error:
             _LOG.warning("%s", error)
-
-
-def _knock(address: str) -> None:
-    """See that something listens at ``host:port``: Ray itself would go on trying for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_TIMEOUT_S).close()
 
 
 def is_embedded() -> bool:

@@ -18,7 +18,7 @@ from rayfm.metrics import metric_named
 from rayfm.progress import Watcher, silent
 from rayfm.reading import ReadOptions
 from rayfm.storage import list_files, local_path
-from rayfm.training import cluster, job
+from rayfm.training import cluster, job, submission
 from rayfm.training.controller import NAMESPACE, RunController, actor_name
 from rayfm.training.instances import Instance, instance_of
 from rayfm.training.job import JobDirectory, TrainingResult
@@ -73,7 +73,7 @@ def submit(
         None divides the CPUs of the cluster. A type that is too large for the embedded Ray is cut down.
     output_path, job_name
         The job's directory is ``<output_path>/<job_name>``. Left out, the path is ``RAYFM_OUTPUT_PATH`` or
-        ``rayfm-output``, and the name is made from the time.
+        ``rayfm-output``, and the name is the submission id in a job of Ray's, else made from the time.
     options
         How files are read.
     worker_memory_bytes
@@ -101,12 +101,13 @@ def submit(
             features, its_labels = given if _is_pair(given) else (given, None)
             channels[name] = as_source(features, its_labels, None, options, name)
     _check(hyperparameters, channels, train_instance_count)
-    job_name = job_name or job.new_job_name()
-    directory = JobDirectory.of_new_job(output_path or job.default_output_path(), job_name)
+    output_path = output_path or job.default_output_path()
+    submission.check_output_path(output_path)
+    directory = JobDirectory.of_new_job(output_path, job_name or submission.name_of_new_job())
     cluster.connect(address)
     embedded = cluster.is_embedded()
     spec = RunSpec(
-        job_name,
+        directory.job_name,
         directory,
         hyperparameters,
         channels,
