@@ -7,13 +7,10 @@ Serve does not run yet it is started, listening on the loopback interface of the
 from __future__ import annotations
 
 import logging
-import re
 import time
-import uuid
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import ray
@@ -22,9 +19,10 @@ from rayfm.errors import EndpointError, ModelFileError, ResourceError
 from rayfm.model import FactorizationMachine
 from rayfm.serving import applications, keys
 from rayfm.serving.applications import Target
-from rayfm.serving.server import LOOPBACK, ServerOptions, running_host, start
-from rayfm.serving.settings import Limits, Settings
-from rayfm.serving.urls import URL_VARIABLE, default_url
+from rayfm.serving.names import DEPLOYMENT, FRONT, check_name, own_route
+from rayfm.serving.server import ServerOptions, running_host, start
+from rayfm.serving.settings import Limits, Settings, check_replicas, new_revision
+from rayfm.serving.urls import LOOPBACK, URL_VARIABLE, default_url
 from rayfm.storage import absolute
 from rayfm.training import addresses, cluster
 
@@ -36,8 +34,6 @@ ANSWER_TIMEOUT_S = 30.0
 """How long it then waits for the endpoint's answer at its URL."""
 
 _LOG = logging.getLogger(__name__)
-_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9])*")
-_MAX_NAME_LENGTH = 63
 _POLL_S = 0.1
 _DELETION_S = 30.0  # beyond the time in which what is pending is answered
 _REQUEST_TIMEOUT_S = 5.0
@@ -138,8 +134,8 @@ def deploy(
         If the name cannot be one, belongs to another application, or the endpoint does not come to answer.
         Nothing is left behind of an endpoint that was not there before.
     """
-    _check_name(name)
-    _check_replicas(replicas, max_replicas)
+    check_name(name)
+    check_replicas(replicas, max_replicas)
     digests = None if api_keys is None else keys.digests(api_keys)
     uri = absolute(model_uri)
     _check_model(uri)
@@ -151,7 +147,7 @@ def deploy(
     settings = previous.settings if previous else Settings(uri, "")
     given: dict[str, Any] = {"limits": limits, "key_digests": digests, "access_log": access_log}
     target = Target(
-        replace(settings, model_uri=uri, revision=_new_revision(), **{k: v for k, v in given.items() if v is not None}),
+        replace(settings, model_uri=uri, revision=new_revision(), **{k: v for k, v in given.items() if v is not None}),
         _replicas(replicas, max_replicas, previous),
         _route(name, at_root, previous),
     )
@@ -202,19 +198,6 @@ def list_endpoints(*, address: str | None = None) -> list[Endpoint]:
     ]
 
 
-def _check_name(name: str) -> None:
-    if len(name) > _MAX_NAME_LENGTH or not _NAME.fullmatch(name):
-        rule = f"letters and digits, hyphens between them, at most {_MAX_NAME_LENGTH} characters"
-        raise EndpointError(f"the name of an endpoint must have {rule}, got {name!r}.")
-
-
-def _check_replicas(least: int | None, most: int | None) -> None:
-    if least is not None and least < 1:
-        raise EndpointError(f"replicas must be >= 1, got {least}.")
-    if most is not None and most < (least or 1):
-        raise EndpointError(f"max_replicas must be >= replicas, got {most} and {least or 1}.")
-
-
 def _replicas(least: int | None, most: int | None, previous: Target | None) -> tuple[int, int]:
     """Return the least and the most replicas; what is not said stays, as far as it fits what is."""
     was_least, was_most = previous.replicas if previous else (1, 1)
@@ -260,12 +243,8 @@ def _previous(name: str, known: Mapping[str, Any]) -> Target | None:
     return Target.of(application)
 
 
-def _new_revision() -> str:
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
-
-
 def _route(name: str, at_root: bool | None, previous: Target | None) -> str:
-    own = applications.own_route(name)
+    own = own_route(name)
     if at_root is None and previous is not None:
         if previous.route not in ("/", own):
             problem = f"endpoint {name} is at {previous.route}, and by {URL_VARIABLE}={default_url()} it is at {own}."
@@ -277,7 +256,7 @@ def _route(name: str, at_root: bool | None, previous: Target | None) -> str:
 def _check_route(name: str, route: str, known: Mapping[str, Any]) -> None:
     """See that no other application has the route; Serve itself would only say so in its log."""
     for other, application in known.items():
-        if application["route_prefix"] == route and other not in (name, applications.FRONT):
+        if application["route_prefix"] == route and other not in (name, FRONT):
             raise EndpointError(f"{other} answers at {route} already. Delete it, or deploy {name} elsewhere.")
 
 
@@ -303,7 +282,7 @@ def _endpoint(name: str, application: Mapping[str, Any]) -> Endpoint:
         _url(name),
         target.settings.model_uri,
         target.settings.revision,
-        application["deployments"][applications.DEPLOYMENT]["target_num_replicas"],
+        application["deployments"][DEPLOYMENT]["target_num_replicas"],
         *target.replicas,
         bool(target.settings.key_digests),
         target.settings.limits,
