@@ -25,11 +25,12 @@ from rayfm.serving.settings import Limits, Settings, check_replicas, new_revisio
 from rayfm.serving.urls import LOOPBACK, URL_VARIABLE, default_url
 from rayfm.storage import absolute
 from rayfm.training import addresses, cluster
+from rayfm.training.patience import growth_s
 
 __all__ = ["Endpoint", "Limits", "ServerOptions", "default_url", "delete", "deploy", "describe", "list_endpoints"]
 
 START_TIMEOUT_S = 120.0
-"""How long `deploy` waits for replicas that load the model."""
+"""How long `deploy` waits for replicas that load the model, beside the time that new nodes take."""
 ANSWER_TIMEOUT_S = 30.0
 """How long it then waits for the endpoint's answer at its URL."""
 
@@ -218,7 +219,7 @@ def _warn_if_open(target: Target) -> None:
 
 def _check_size(name: str, replicas: int) -> None:
     total = cluster.cluster_cpus()
-    if replicas > total:
+    if replicas > total and not growth_s():
         problem = f"endpoint {name} needs {replicas} CPUs for its replicas, the cluster has {total:g}."
         raise ResourceError(f"{problem} Ask for fewer or add nodes.")
 
@@ -314,7 +315,7 @@ def _take_back(name: str, target: Target, previous: Target | None) -> None:
 
 def _wait_until_running(name: str, target: Target) -> None:
     """Wait until all replicas have loaded the model."""
-    deadline = time.monotonic() + START_TIMEOUT_S
+    deadline = time.monotonic() + START_TIMEOUT_S + growth_s()
     while True:
         application = applications.applications().get(name, {"status": "DELETING", "deployments": {}})
         status = application["status"]
@@ -328,15 +329,13 @@ def _wait_until_running(name: str, target: Target) -> None:
 
 
 def _too_late(name: str, replicas: int, application: Mapping[str, Any]) -> ResourceError | EndpointError:
-    free = ray.available_resources().get("CPU", 0.0)
+    free, waited_s = ray.available_resources().get("CPU", 0.0), START_TIMEOUT_S + growth_s()
     if free < 1:
         return ResourceError(
             f"endpoint {name} needs {replicas} CPUs for its replicas, {free:g} of the cluster's "
-            f"{cluster.cluster_cpus():g} were free for {START_TIMEOUT_S:g} s. Wait until jobs end, or delete endpoints."
+            f"{cluster.cluster_cpus():g} were free for {waited_s:g} s. Wait until jobs end, or delete endpoints."
         )
-    return EndpointError(
-        f"endpoint {name} did not start within {START_TIMEOUT_S:g} s. {applications.reason(application)}"
-    )
+    return EndpointError(f"endpoint {name} did not start within {waited_s:g} s. {applications.reason(application)}")
 
 
 def _wait_until_it_answers(name: str, revision: str) -> None:

@@ -22,6 +22,7 @@ from ray.util.placement_group import (
 
 from rayfm.errors import RayfmError, ResourceError, WorkerError
 from rayfm.training import addresses
+from rayfm.training.patience import growth_s, patience_s
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,8 +34,6 @@ _LOSSES = {
     ray.exceptions.WorkerCrashedError: "its process died, by a crash, a kill or for want of memory.",
 }
 """What to say when something was lost that can be had again."""
-
-RESERVATION_TIMEOUT_S = 120.0
 
 
 def connect(address: str | None = None) -> None:
@@ -154,10 +153,10 @@ def check_size(request: WorkerRequest) -> None:
     Raises
     ------
     ResourceError
-        If it has not, unless workers may share CPUs.
+        If it has not, unless workers may share CPUs or the cluster grows.
     """
     total, needed = cluster_cpus(), request.count * (request.cpus or 1)
-    if needed > total and not request.share:
+    if needed > total and not request.share and not growth_s():
         smaller = " name a smaller train_instance_type," if request.cpus else ""
         raise ResourceError(
             f"{request.count} workers need {needed:g} CPUs, the cluster has {total:g}. Lower train_instance_count,"
@@ -170,7 +169,9 @@ def cpus_of_a_worker(request: WorkerRequest) -> float:
     total, count = cluster_cpus(), request.count
     if request.cpus is not None and not request.share:
         return request.cpus
-    return 1.0 if count < total else max(0.01, 0.9 * total / count)  # the rest is for small tasks beside the workers
+    if count < total or growth_s():
+        return 1.0
+    return max(0.01, 0.9 * total / count)  # the rest is for small tasks beside the workers
 
 
 def spare_cpus(request: WorkerRequest) -> float:
@@ -179,7 +180,7 @@ def spare_cpus(request: WorkerRequest) -> float:
     return spare if request.share or spare >= 1 else 0.0
 
 
-def wait_for_a_cpu(check: Callable[[], None], timeout_s: float = RESERVATION_TIMEOUT_S) -> None:
+def wait_for_a_cpu(check: Callable[[], None]) -> None:
     """Wait until a read task can run: Ray Data itself would wait for ever without a word.
 
     Raises
@@ -187,7 +188,7 @@ def wait_for_a_cpu(check: Callable[[], None], timeout_s: float = RESERVATION_TIM
     ResourceError
         If no CPU becomes free in time.
     """
-    needed = min(1.0, cluster_cpus())
+    needed, timeout_s = min(1.0, cluster_cpus()), patience_s()
     deadline = time.monotonic() + timeout_s
     while (free := ray.available_resources().get("CPU", 0.0)) < needed:
         check()
@@ -219,8 +220,12 @@ def _nodes() -> list[dict[str, float]]:
 
 
 @contextmanager
-def reserved_workers(request: WorkerRequest) -> Iterator[tuple[PlacementGroup, float]]:
+def reserved_workers(
+    request: WorkerRequest, check: Callable[[], None] = lambda: None
+) -> Iterator[tuple[PlacementGroup, float]]:
     """Reserve a place for each worker; yields (placement group, CPUs of one worker).
+
+    `check` is called every second of the wait; what it raises ends the wait.
 
     Ray removes the reservation also when the controller, which made it, is killed.
 
@@ -234,8 +239,11 @@ def reserved_workers(request: WorkerRequest) -> Iterator[tuple[PlacementGroup, f
     bundle = {"CPU": cpus} | ({"memory": request.memory_bytes} if request.memory_bytes else {})
     group = placement_group([bundle] * request.count, strategy="SPREAD")
     try:
-        if not group.wait(RESERVATION_TIMEOUT_S):
-            raise ResourceError(_what_is_missing(request, cpus))
+        deadline = time.monotonic() + patience_s()
+        while not group.wait(1.0):
+            check()
+            if time.monotonic() > deadline:
+                raise ResourceError(_what_is_missing(request, cpus))
         yield group, cpus
     finally:
         remove_placement_group(group)
@@ -252,7 +260,7 @@ def check_places(group: PlacementGroup, request: WorkerRequest, missing_since: f
     if placement_group_table(group)["state"] == "CREATED":
         return None
     now = time.monotonic()
-    if missing_since is not None and now - missing_since > RESERVATION_TIMEOUT_S:
+    if missing_since is not None and now - missing_since > patience_s():
         raise ResourceError(_what_is_missing(request, cpus_of_a_worker(request)))
     return missing_since or now
 
@@ -263,7 +271,7 @@ def _what_is_missing(request: WorkerRequest, cpus: float) -> str:
     return (
         f"{request.count} workers need {cpus:g} CPUs{memory} each; of the cluster's {cluster_cpus():g} CPUs "
         f"{free.get('CPU', 0.0):g} and of its memory {free.get('memory', 0.0) / 2**30:.1f} GiB were free for "
-        f"{RESERVATION_TIMEOUT_S:g} s. Wait until other jobs end, or lower train_instance_count."
+        f"{patience_s():g} s. Wait until other jobs end, or lower train_instance_count."
     )
 
 

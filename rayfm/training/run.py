@@ -215,7 +215,7 @@ class Run:
     @contextmanager
     def _team(self, request: cluster.WorkerRequest) -> Iterator[Team]:
         """Reserve and start the workers."""
-        with cluster.reserved_workers(request) as place:
+        with cluster.reserved_workers(request, self._check_stopped) as place:
             team = Team(*place, request)
             try:
                 values, budget = self._values, self.spec.worker_memory_bytes
