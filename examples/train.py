@@ -1,7 +1,7 @@
 """Train on files of any format and any place, here or on a cluster, and print what came of it.
 
     python examples/train.py TRAIN... --predictor-type binary_classifier [--workers N] [--set epochs=5 ...]
-    ray submit cluster/aws.yaml examples/train.py s3://bucket/clicks/ --predictor-type binary_classifier --workers 4
+    ray submit cluster/aws.yaml examples/train.py -- s3://bucket/clicks/ --predictor-type binary_classifier --workers 4
     ray job submit --submission-id clicks --working-dir examples -- python train.py s3://bucket/clicks/ ...
 
 In the latter two it trains on that cluster or says why it cannot; in the last the training job is called clicks too.
