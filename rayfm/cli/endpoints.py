@@ -47,6 +47,7 @@ _ENDPOINT_OPTIONS = (
             help="How long a request may take.  [default: 60]"),
     option_under(KEYS, "--api-key-file", type=click.Path(dir_okay=False), metavar="FILE",
             help="A key on each line, of which requests must show one; RAYFM_API_KEY for a new endpoint."),
+    option_under(KEYS, "--no-api-key", is_flag=True, help="Let anybody ask."),
 )  # fmt: skip
 
 
@@ -55,6 +56,19 @@ def endpoint_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_ENDPOINT_OPTIONS):
         function = option(function)
     return function
+
+
+def check_keys(file: str | None, none: bool) -> None:
+    """See that keys are not both given and refused."""
+    if none and file:
+        raise click.UsageError("--no-api-key and --api-key-file cannot be given together.")
+
+
+def told_keys(file: str | None, none: bool, *, is_new: bool) -> list[str] | None:
+    """Return the API keys that an endpoint is to have, None to leave those it has."""
+    from rayfm.serving.keys import known_keys
+
+    return [] if none else known_keys(file) if file or is_new else None
 
 
 def cluster_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,7 +115,6 @@ def url_option(function: Callable[..., Any]) -> Callable[..., Any]:
 )  # fmt: skip
 @click.argument("model")
 @endpoint_options
-@option_under(KEYS, "--no-api-key", is_flag=True, help="Let anybody ask.")
 @url_option
 @option_under(SERVER, "--host", metavar="ADDRESS",
          help="Interface to listen on, 0.0.0.0 for all.  [default: 127.0.0.1]")  # fmt: skip
@@ -129,16 +142,14 @@ def deploy(
     Ray is started for the command, which serves until it is interrupted.
     """
     from rayfm.serving import endpoint
-    from rayfm.serving.keys import known_keys
     from rayfm.training import cluster
 
-    if no_api_key and api_key_file:
-        raise click.UsageError("--no-api-key and --api-key-file cannot be given together.")
+    check_keys(api_key_file, no_api_key)
     server = given_of(rest, "host", "tls_certificate", "tls_key")
     limits = given_of(rest, *(field.name for field in fields(endpoint.Limits)))
     cluster.connect(address)
     present = {other.name: other for other in endpoint.list_endpoints()}.get(name)
-    keys = [] if no_api_key else known_keys(api_key_file) if api_key_file or present is None else None
+    keys = told_keys(api_key_file, no_api_key, is_new=present is None)
     try:
         deployed = endpoint.deploy(
             model,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from rayfm.cli.command import Command, debug_option
-from rayfm.cli.endpoints import SERVER, endpoint_options, given_of, option_under, url_option
+from rayfm.cli.endpoints import SERVER, check_keys, endpoint_options, given_of, option_under, told_keys, url_option
 
 if TYPE_CHECKING:
     from rayfm.serving.config import Declaration
@@ -43,16 +43,15 @@ def serve_config(model: str, *, into: Path | None, host: str | None, **rest: Any
 
     MODEL is a model file or the directory of a training job, at a place that the cluster can read; it is not looked
     at here. `serve deploy` brings a Serve config to a cluster, KubeRay's RayService has it as serveConfigV2. Whatever
-    is not in the config any more is deleted then; endpoints that `rayfm deploy` made are left alone. Needs no Ray.
+    is not in the config any more is deleted then; endpoints that `rayfm deploy` made are left alone. An endpoint that
+    is in FILE gets the new model and keeps what is not said anew. Needs no Ray.
     """
     from rayfm.serving import config
     from rayfm.storage import atomic_writer
 
-    is_there = into is not None and into.exists()
-    known = config.read(into.read_text(), str(into)) if into is not None and is_there else config.new_config(host)
-    if is_there and host is not None:
-        known["http_options"] = {**known.get("http_options", {}), "host": host}
-    declared = _declaration(model, **rest)
+    known = config.read(into.read_text(), str(into)) if into is not None and into.exists() else config.new_config()
+    known = config.listening(known, host, config.told_port())
+    declared = _declaration(model, known, **rest)
     _warn_if_open(declared, known)
     text = config.write(config.with_endpoint(known, declared))
     if into is None:
@@ -65,7 +64,7 @@ def serve_config(model: str, *, into: Path | None, host: str | None, **rest: Any
 def _warn_if_open(declared: Declaration, known: dict[str, Any]) -> None:
     from rayfm.serving.urls import LOOPBACK
 
-    host = known.get("http_options", {}).get("host", "0.0.0.0")  # Serve's own default
+    host = known["http_options"].get("host", "0.0.0.0")  # Serve's own default
     if host not in LOOPBACK and not declared.settings.key_digests:
         problem = f"whoever reaches {host} may ask the endpoint. Give it API keys, or ask for them before it."
         click.echo(f"rayfm: warning: {problem}", err=True)
@@ -73,6 +72,7 @@ def _warn_if_open(declared: Declaration, known: dict[str, Any]) -> None:
 
 def _declaration(
     model: str,
+    known: dict[str, Any],
     *,
     name: str,
     instance_count: int | None,
@@ -80,24 +80,31 @@ def _declaration(
     at_root: bool | None,
     access_log: bool | None,
     api_key_file: str | None,
+    no_api_key: bool,
     revision: str | None,
     **limits: Any,
 ) -> Declaration:
-    """Check what is said of the endpoint."""
+    """Settle what is said of the endpoint, and what the config says of it where nothing is said anew."""
     from rayfm.serving import keys
-    from rayfm.serving.config import Declaration
+    from rayfm.serving.config import Declaration, declared_in
     from rayfm.serving.names import check_name
-    from rayfm.serving.settings import Limits, Settings, check_replicas, new_revision
+    from rayfm.serving.settings import Limits, Settings, check_replicas, new_revision, settled_replicas
     from rayfm.storage import absolute
 
+    check_keys(api_key_file, no_api_key)
     check_name(name)
     check_replicas(instance_count, max_instance_count)
-    settings = Settings(
-        absolute(model),
-        revision or new_revision(),
-        Limits(**given_of(limits, *(field.name for field in fields(Limits)))),
-        keys.digests(keys.known_keys(api_key_file)),
-        access_log is not False,
+    uri = absolute(model)
+    present = declared_in(known, name)
+    previous = present or Declaration(name, Settings(uri, ""))
+    told = told_keys(api_key_file, no_api_key, is_new=present is None)
+    settings = replace(
+        previous.settings,
+        model_uri=uri,
+        revision=revision or new_revision(),
+        limits=replace(previous.settings.limits, **given_of(limits, *(field.name for field in fields(Limits)))),
+        key_digests=previous.settings.key_digests if told is None else keys.digests(told),
+        access_log=previous.settings.access_log if access_log is None else access_log,
     )
-    least = instance_count or 1
-    return Declaration(name, settings, (least, max_instance_count or least), bool(at_root))
+    replicas = settled_replicas(instance_count, max_instance_count, previous.replicas)
+    return Declaration(name, settings, replicas, previous.at_root if at_root is None else at_root)

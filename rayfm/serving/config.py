@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,10 @@ import yaml
 from rayfm.errors import EndpointError
 from rayfm.serving.names import DEPLOYMENT, FRONT, own_route
 from rayfm.serving.settings import Settings, replica_options
-from rayfm.serving.urls import LOOPBACK, default_url
+from rayfm.serving.urls import LOOPBACK, URL_VARIABLE, default_url
 
 _QUIET = {"enable_access_log": False, "log_level": "WARNING"}  # each request has a line in the log of its endpoint
+_BUILDER = "rayfm.serving.declared:endpoint"
 _HEADER = """\
 # Ray Serve config, written by `rayfm serve-config`: for `serve deploy`, or serveConfigV2 of KubeRay's RayService.
 # A change of model_uri reaches the replicas only with another revision.
@@ -53,28 +55,57 @@ class Declaration:
         return {
             "name": self.name,
             "route_prefix": "/" if self.at_root else own_route(self.name),
-            "import_path": "rayfm.serving.declared:endpoint",
+            "import_path": _BUILDER,
             "args": {"name": self.name, **({"at_root": True} if self.at_root else {})},
             "logging_config": _QUIET,
             "deployments": [deployment],
         }
 
 
-def new_config(host: str | None = None) -> dict[str, Any]:
-    """Return a Serve config without applications, whose server listens at the port of `default_url`.
+def new_config() -> dict[str, Any]:
+    """Return a Serve config without applications, whose server listens on the loopback interface of the head node."""
+    return listening({"applications": []}, "127.0.0.1", _port())
 
-    Parameters
-    ----------
-    host
-        Interface to listen on: the loopback interface of the head node when left out.
-    """
-    host = host or "127.0.0.1"
+
+def listening(config: Mapping[str, Any], host: str | None, port: int | None) -> dict[str, Any]:
+    """Return a Serve config whose server listens elsewhere, as far as it is said."""
+    options = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    where = {} if host is None else {"proxy_location": "HeadOnly" if host in LOOPBACK else "EveryNode"}
+    rest = {name: value for name, value in config.items() if name not in (*where, "http_options")}
+    return {**where, "http_options": {**config.get("http_options", {}), **options}, **rest}
+
+
+def told_port() -> int | None:
+    """Return the port of `default_url` where the user has said where endpoints are."""
+    return _port() if os.environ.get(URL_VARIABLE) else None
+
+
+def _port() -> int:
     url = urlsplit(default_url())
-    return {
-        "proxy_location": "HeadOnly" if host in LOOPBACK else "EveryNode",
-        "http_options": {"host": host, "port": url.port or 80},
-        "applications": [],
-    }
+    return url.port or (443 if url.scheme == "https" else 80)
+
+
+def declared_in(config: Mapping[str, Any], name: str) -> Declaration | None:
+    """Return what a Serve config declares under a name; None where that is nothing.
+
+    Raises
+    ------
+    EndpointError
+        If it is no endpoint of rayfm's, or one that was changed beyond recognition.
+    """
+    found = next((each for each in config["applications"] if each.get("name") == name), None)
+    if found is None:
+        return None
+    try:
+        (deployment,) = found["deployments"]
+        if (found["import_path"], deployment["name"]) != (_BUILDER, DEPLOYMENT):
+            raise EndpointError(f"{name} is an application that is no endpoint. Choose another name.")
+        scaling = deployment.get("autoscaling_config")
+        least = scaling["min_replicas"] if scaling else deployment.get("num_replicas", 1)
+        replicas = least, scaling["max_replicas"] if scaling else least
+        return Declaration(name, Settings.of(deployment["user_config"]), replicas, found.get("route_prefix") == "/")
+    except (KeyError, TypeError, ValueError) as error:
+        raise EndpointError(f"{name} must be declared as rayfm does: {type(error).__name__}: {error}.") from error
 
 
 def with_endpoint(config: Mapping[str, Any], declared: Declaration) -> dict[str, Any]:

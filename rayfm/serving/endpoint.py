@@ -21,7 +21,7 @@ from rayfm.serving import applications, keys
 from rayfm.serving.applications import Target
 from rayfm.serving.names import DEPLOYMENT, FRONT, check_name, own_route
 from rayfm.serving.server import ServerOptions, running_host, start
-from rayfm.serving.settings import Limits, Settings, check_replicas, new_revision
+from rayfm.serving.settings import Limits, Settings, check_replicas, new_revision, settled_replicas
 from rayfm.serving.urls import LOOPBACK, URL_VARIABLE, default_url
 from rayfm.storage import absolute
 from rayfm.training import addresses, cluster
@@ -149,7 +149,7 @@ def deploy(
     given: dict[str, Any] = {"limits": limits, "key_digests": digests, "access_log": access_log}
     target = Target(
         replace(settings, model_uri=uri, revision=new_revision(), **{k: v for k, v in given.items() if v is not None}),
-        _replicas(replicas, max_replicas, previous),
+        settled_replicas(replicas, max_replicas, previous.replicas if previous else (1, 1)),
         _route(name, at_root, previous),
     )
     _check_route(name, target.route, known)
@@ -197,16 +197,6 @@ def list_endpoints(*, address: str | None = None) -> list[Endpoint]:
     return [
         _endpoint(*item) for item in sorted(applications.applications().items()) if applications.is_endpoint(item[1])
     ]
-
-
-def _replicas(least: int | None, most: int | None, previous: Target | None) -> tuple[int, int]:
-    """Return the least and the most replicas; what is not said stays, as far as it fits what is."""
-    was_least, was_most = previous.replicas if previous else (1, 1)
-    if least is None:
-        least = min(was_least, most or was_least)
-    if most is None:
-        most = max(least, was_most) if was_most > was_least else least
-    return least, most
 
 
 def _warn_if_open(target: Target) -> None:

@@ -131,6 +131,15 @@ def check_replicas(least: int | None, most: int | None) -> None:
         raise EndpointError(f"max_replicas must be >= replicas, got {most} and {least or 1}.")
 
 
+def settled_replicas(least: int | None, most: int | None, was: tuple[int, int] = (1, 1)) -> tuple[int, int]:
+    """Return the least and the most replicas; what is not said stays, as far as it fits what is."""
+    if least is None:
+        least = min(was[0], most or was[0])
+    if most is None:
+        most = max(least, was[1]) if was[1] > was[0] else least
+    return least, most
+
+
 def replica_options(least: int, most: int) -> dict[str, Any]:
     """Return the options of Serve that keep the number of replicas, or let it follow the requests."""
     if least == most:

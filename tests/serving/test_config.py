@@ -2,6 +2,7 @@
 
 import importlib
 import warnings
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -74,6 +75,41 @@ def test_into__keeps_the_others_and_replaces_the_one_of_that_name(tmp_path):
     uris = {each["name"]: each["deployments"][0]["user_config"]["model_uri"] for each in found["applications"][:-1]}
     assert uris == {"a": "s3://bucket/other", "b": MODEL}
     assert found["applications"][-1]["name"] == "rayfm.front"
+
+
+def test_into__a_new_model_keeps_keys_limits_and_replicas_that_are_not_said_anew(tmp_path):
+    file = tmp_path / "serve.yaml"
+    (tmp_path / "keys").write_text(KEY)
+    given = ["--api-key-file", tmp_path / "keys", "--max-rows", 7, "--no-access-log", "--max-instance-count", 3]
+    written(MODEL, "--name", "a", "--into", file, *given)
+    before = yaml.safe_load(file.read_text())["applications"][0]
+    written("s3://bucket/new", "--name", "a", "--into", file, "--timeout", 9)
+    after = yaml.safe_load(file.read_text())["applications"][0]
+    assert after["deployments"][0]["autoscaling_config"] == before["deployments"][0]["autoscaling_config"]
+    was, now = (Settings.of(each["deployments"][0]["user_config"]) for each in (before, after))
+    assert now == replace(
+        was, model_uri="s3://bucket/new", revision=now.revision, limits=Limits(max_rows=7, timeout_s=9)
+    )
+    assert len(now.key_digests) == 1
+    written(MODEL, "--name", "a", "--into", file, "--no-api-key")
+    assert not yaml.safe_load(file.read_text())["applications"][0]["deployments"][0]["user_config"]["key_digests"]
+
+
+def test_into__another_application_of_that_name_is_left_alone(tmp_path):
+    file = tmp_path / "serve.yaml"
+    file.write_text("applications: [{name: a, import_path: 'mine:app', deployments: [{name: x}]}]")
+    assert "a is an application that is no endpoint" in written(MODEL, "--name", "a", "--into", file, code=1)
+    file.write_text("applications: [{name: a, import_path: 'mine:app'}]")
+    assert "a must be declared as rayfm does" in written(MODEL, "--name", "a", "--into", file, code=1)
+
+
+def test_url__gives_the_port_also_of_a_config_that_is_there(tmp_path):
+    file = tmp_path / "serve.yaml"
+    for port in (8001, 8002):
+        command = ["serve-config", MODEL, "--name", "a", "--into", str(file)]
+        result = CliRunner().invoke(cli, command, env={"RAYFM_ENDPOINT_URL": f"http://127.0.0.1:{port}"})
+        assert result.exit_code == 0, result.stderr
+        assert yaml.safe_load(file.read_text())["http_options"] == {"host": "127.0.0.1", "port": port}
 
 
 def test_into__an_endpoint_at_the_root_takes_the_place_of_the_front(tmp_path):
