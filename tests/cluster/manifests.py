@@ -70,6 +70,22 @@ OWN = {
 }  # fmt: skip
 
 
+DISK = fields(
+    "boot", "initializeParams",
+    boot=FLAG, autoDelete=FLAG, type={"enum": ["PERSISTENT", "SCRATCH"]},
+    initializeParams=fields("sourceImage", diskSizeGb=NUMBER, sourceImage=TEXT),
+)  # fmt: skip
+SCHEDULING = fields(
+    provisioningModel={"enum": ["STANDARD", "SPOT"]}, instanceTerminationAction={"enum": ["STOP", "DELETE"]}
+)
+GCE_INSTANCE = fields(
+    "machineType", "disks",
+    machineType=TEXT, disks=each(DISK), scheduling=SCHEDULING,
+    serviceAccounts=each(fields("email", "scopes", email=TEXT, scopes=each(TEXT))),
+)  # fmt: skip
+"""What gcp.yaml says of an instance, of the fields of Compute Engine's API (v1, Instance)."""
+
+
 def of_kuberay(name):
     """KubeRay's own schema of a kind as JSON schema, closed; None where it is not on this machine."""
     file = FOLDER / f"{PLURALS[name]}.v1.openapi.json"

@@ -92,6 +92,14 @@ def test_aws__node_types_are_what_ec2_takes():
         assert "Ebz" in run_instances_problems(placed(kind["node_config"], ("BlockDeviceMappings", 0), {"Ebz": {}}))
 
 
+def test_gcp__node_types_are_what_compute_engine_takes():
+    schema = jsonschema.Draft202012Validator(manifests.GCE_INSTANCE)
+    for kind in load("gcp")["available_node_types"].values():
+        assert schema.is_valid(kind["node_config"])
+        assert not schema.is_valid(placed(kind["node_config"], ("disks", 0), {"autodelete": True}))
+        assert not schema.is_valid({**kind["node_config"], "scheduling": [{"preemptible": True}]})
+
+
 def versions_of_ray():
     for name in LAUNCHER:
         yield from re.findall(r"ray==(\S+)", (FOLDER / f"{name}.yaml").read_text())
