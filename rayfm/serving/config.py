@@ -56,7 +56,7 @@ class Declaration:
             "name": self.name,
             "route_prefix": "/" if self.at_root else own_route(self.name),
             "import_path": _BUILDER,
-            "args": {"name": self.name, **({"at_root": True} if self.at_root else {})},
+            "args": {"name": self.name, **({"own_path": own_route(self.name)} if self.at_root else {})},
             "logging_config": _QUIET,
             "deployments": [deployment],
         }

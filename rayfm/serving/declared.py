@@ -13,7 +13,7 @@ from typing import Any
 
 from rayfm.errors import EndpointError
 from rayfm.serving import applications
-from rayfm.serving.names import FRONT, check_name, own_route
+from rayfm.serving.names import FRONT, check_name
 
 
 def endpoint(args: Mapping[str, Any]) -> Any:
@@ -22,19 +22,18 @@ def endpoint(args: Mapping[str, Any]) -> Any:
     Parameters
     ----------
     args
-        ``name``, and ``at_root`` for an endpoint that answers at the root of the server too.
+        ``name``; and for an endpoint that gets all requests of the server, ``own_path``, where it is an endpoint.
 
     Raises
     ------
     EndpointError
         If there are others, or the name cannot be one.
     """
-    at_root = args.get("at_root", False)
-    if not {"name"} <= set(args) <= {"name", "at_root"} or not isinstance(at_root, bool):
-        raise EndpointError(f"args of an endpoint must be its name, and at_root (true or false), got {dict(args)}.")
-    name = str(args["name"])
+    if not {"name"} <= set(args) <= {"name", "own_path"}:
+        raise EndpointError(f"args of an endpoint must be its name, and own_path at the root, got {dict(args)}.")
+    name, own_path = (str(args.get(each, "")) for each in ("name", "own_path"))
     check_name(name)
-    return applications.endpoint_deployment().bind(name, own_route(name) if at_root else "", is_observed=True)
+    return applications.endpoint_deployment().bind(name, own_path, is_observed=True)
 
 
 def front(args: Mapping[str, Any]) -> Any:

@@ -118,6 +118,9 @@ def test_into__an_endpoint_at_the_root_takes_the_place_of_the_front(tmp_path):
     written(MODEL, "--name", "b", "--into", file, "--at-root")
     found = yaml.safe_load(file.read_text())["applications"]
     assert [(each["name"], each["route_prefix"]) for each in found] == [("a", "/endpoints/a"), ("b", "/")]
+    assert found[1]["args"] == {"name": "b", "own_path": "/endpoints/b"}
+    written("s3://bucket/new", "--name", "b", "--into", file)
+    assert yaml.safe_load(file.read_text())["applications"][1]["route_prefix"] == "/"
     said = written(MODEL, "--name", "c", "--into", file, "--at-root", code=1)
     assert said == "rayfm: error: b answers at / already. Only one can.\n"
 
@@ -185,7 +188,13 @@ def test_settings__a_revision_may_be_a_number():
     assert Settings.of({"model_uri": MODEL, "revision": 7}) == Settings(MODEL, "7")
 
 
-@pytest.mark.parametrize("args", [{}, {"name": "a_b"}, {"name": "a", "at_root": "yes"}, {"name": "a", "model": "m"}])
+def test_endpoint__is_built_of_plain_arguments():
+    built = declared.endpoint({"name": "a", "own_path": "/endpoints/a"})._bound_deployment
+    assert (built.name, built.init_args) == ("rayfm-endpoint", ("a", "/endpoints/a"))
+    assert built.init_kwargs == {"is_observed": True}
+
+
+@pytest.mark.parametrize("args", [{}, {"name": "a_b"}, {"name": ""}, {"name": "a", "model": "m"}])
 def test_endpoint__args_that_are_wrong_are_refused(args):
     with pytest.raises(EndpointError, match="must"):
         declared.endpoint(args)
