@@ -14,12 +14,13 @@ from rayfm.cli.data import check, evaluate, predict, transform
 from rayfm.cli.endpoints import deploy, endpoints
 from rayfm.cli.jobs import jobs
 from rayfm.cli.models import export, inspect
+from rayfm.cli.serve_config import serve_config
 from rayfm.cli.training import train
 
 
 @click.group(
     cls=CommandGroup,
-    commands=[train, predict, transform, evaluate, inspect, export, check, deploy, endpoints, jobs],
+    commands=[train, predict, transform, evaluate, inspect, export, check, deploy, endpoints, serve_config, jobs],
     invoke_without_command=True,
     examples=[
         ("train on two workers", "rayfm train ratings.parquet --num-factors 16 --predictor-type regressor \\\n"
@@ -35,7 +36,8 @@ from rayfm.cli.training import train
 def cli(context: click.Context) -> None:
     """Train, use and look into factorization machines, on this machine or on a Ray cluster.
 
-    A command runs on the cluster that --address or RAY_ADDRESS names, else on a Ray of its own that ends with it.
+    A command runs on the cluster that --address or RAY_ADDRESS names, in a job of Ray's or on a head node of the
+    cluster launcher on that cluster, else on a Ray of its own that ends with it.
     It exits with 0 when all is well, 1 for an error or for problems found, 2 for wrong usage and 130 when
     interrupted.
     """

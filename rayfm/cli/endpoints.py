@@ -21,27 +21,54 @@ if TYPE_CHECKING:
 LIMITS, KEYS, SERVER = "Limits of a replica", "API keys", "The server that all endpoints of a cluster share"
 
 
-def _option(heading: str, *flags: str, **rest: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def option_under(heading: str, *flags: str, **rest: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make an option that ``--help`` lists under a heading."""
     return click.option(*flags, cls=GroupedOption, heading=heading, **rest)
 
 
-def limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add an option for each of `Limits`, under its name; None where it is not given."""
-    options = (
-        _option(LIMITS, "--max-body", "max_body_bytes", type=byte_size, metavar="SIZE",
-                help="Size of a request, such as 25MiB; 413 above.  [default: 6MiB]"),
-        _option(LIMITS, "--max-rows", type=click.IntRange(min=1), metavar="N",
-                help="Rows of a request; 413 above.  [default: 1000000]"),
-        _option(LIMITS, "--max-nonzeros", type=click.IntRange(min=1), metavar="N",
-                help="Stored values of a request; 413 above.  [default: 50000000]"),
-        _option(LIMITS, "--max-pending", type=click.IntRange(min=1), metavar="N",
-                help="Requests that a replica holds at a time; 503 above.  [default: 256]"),
-        _option(LIMITS, "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
-                help="How long a request may take.  [default: 60]"),
-    )  # fmt: skip
-    for option in reversed(options):
+_ENDPOINT_OPTIONS = (
+    click.option("--name", required=True, metavar="NAME", help="Name of the endpoint: letters, digits and hyphens."),
+    click.option("--instance-count", "--initial-instance-count", "instance_count", type=click.IntRange(min=1),
+                 metavar="N", help="Replicas, processes with a CPU each.  [default: 1]"),
+    click.option("--max-instance-count", type=click.IntRange(min=1), metavar="N",
+                 help="Most replicas: their number follows the pending requests."),
+    click.option("--at-root/--not-at-root", default=None,
+                 help="Also answer at the root of the server, as a SageMaker container."),
+    click.option("--access-log/--no-access-log", default=None, help="Log each request, as JSON.  [default: log]"),
+    option_under(LIMITS, "--max-body", "max_body_bytes", type=byte_size, metavar="SIZE",
+            help="Size of a request, such as 25MiB; 413 above.  [default: 6MiB]"),
+    option_under(LIMITS, "--max-rows", type=click.IntRange(min=1), metavar="N",
+            help="Rows of a request; 413 above.  [default: 1000000]"),
+    option_under(LIMITS, "--max-nonzeros", type=click.IntRange(min=1), metavar="N",
+            help="Stored values of a request; 413 above.  [default: 50000000]"),
+    option_under(LIMITS, "--max-pending", type=click.IntRange(min=1), metavar="N",
+            help="Requests that a replica holds at a time; 503 above.  [default: 256]"),
+    option_under(LIMITS, "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+            help="How long a request may take.  [default: 60]"),
+    option_under(KEYS, "--api-key-file", type=click.Path(dir_okay=False), metavar="FILE",
+            help="A key on each line, of which requests must show one; RAYFM_API_KEY for a new endpoint."),
+    option_under(KEYS, "--no-api-key", is_flag=True, help="Let anybody ask."),
+)  # fmt: skip
+
+
+def endpoint_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what is said of an endpoint; None where it is not given. `Limits` come under their own names."""
+    for option in reversed(_ENDPOINT_OPTIONS):
         function = option(function)
     return function
+
+
+def check_keys(file: str | None, none: bool) -> None:
+    """See that keys are not both given and refused."""
+    if none and file:
+        raise click.UsageError("--no-api-key and --api-key-file cannot be given together.")
+
+
+def told_keys(file: str | None, none: bool, *, is_new: bool) -> list[str] | None:
+    """Return the API keys that an endpoint is to have, None to leave those it has."""
+    from rayfm.serving.keys import known_keys
+
+    return [] if none else known_keys(file) if file or is_new else None
 
 
 def cluster_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,7 +90,7 @@ def url_option(function: Callable[..., Any]) -> Callable[..., Any]:
         if value:
             os.environ[URL_VARIABLE] = value
 
-    return _option(
+    return option_under(
         SERVER, "--url", metavar="URL", expose_value=False, callback=remember,
         help="Where endpoints are; its port is the one to listen at. RAYFM_ENDPOINT_URL, or http://127.0.0.1:8000, "
         "when left out.",
@@ -87,23 +114,12 @@ def url_option(function: Callable[..., Any]) -> Callable[..., Any]:
     ],
 )  # fmt: skip
 @click.argument("model")
-@click.option("--name", required=True, metavar="NAME", help="Name of the endpoint: letters, digits and hyphens.")
-@click.option("--instance-count", "--initial-instance-count", "instance_count", type=click.IntRange(min=1), metavar="N",
-              help="Replicas, processes with a CPU each.  [default: 1]")  # fmt: skip
-@click.option("--max-instance-count", type=click.IntRange(min=1), metavar="N",
-              help="Most replicas: their number follows the pending requests.")  # fmt: skip
-@click.option("--at-root/--not-at-root", default=None,
-              help="Also answer at the root of the server, as a SageMaker container.")  # fmt: skip
-@click.option("--access-log/--no-access-log", default=None, help="Log each request, as JSON.  [default: log]")
-@limit_options
-@_option(KEYS, "--api-key-file", type=click.Path(dir_okay=False), metavar="FILE",
-         help="A key on each line, of which requests must show one; RAYFM_API_KEY for a new endpoint.")  # fmt: skip
-@_option(KEYS, "--no-api-key", is_flag=True, help="Let anybody ask.")
+@endpoint_options
 @url_option
-@_option(SERVER, "--host", metavar="ADDRESS",
+@option_under(SERVER, "--host", metavar="ADDRESS",
          help="Interface to listen on, 0.0.0.0 for all.  [default: 127.0.0.1]")  # fmt: skip
-@_option(SERVER, "--tls-certificate", metavar="FILE", help="PEM file, on the head node of the cluster.")
-@_option(SERVER, "--tls-key", metavar="FILE", help="PEM file of its key.")
+@option_under(SERVER, "--tls-certificate", metavar="FILE", help="PEM file, on the head node of the cluster.")
+@option_under(SERVER, "--tls-key", metavar="FILE", help="PEM file of its key.")
 @cluster_option
 @debug_option
 def deploy(
@@ -126,16 +142,14 @@ def deploy(
     Ray is started for the command, which serves until it is interrupted.
     """
     from rayfm.serving import endpoint
-    from rayfm.serving.keys import known_keys
     from rayfm.training import cluster
 
-    if no_api_key and api_key_file:
-        raise click.UsageError("--no-api-key and --api-key-file cannot be given together.")
-    server = _given(rest, "host", "tls_certificate", "tls_key")
-    limits = _given(rest, *(field.name for field in fields(endpoint.Limits)))
+    check_keys(api_key_file, no_api_key)
+    server = given_of(rest, "host", "tls_certificate", "tls_key")
+    limits = given_of(rest, *(field.name for field in fields(endpoint.Limits)))
     cluster.connect(address)
     present = {other.name: other for other in endpoint.list_endpoints()}.get(name)
-    keys = [] if no_api_key else known_keys(api_key_file) if api_key_file or present is None else None
+    keys = told_keys(api_key_file, no_api_key, is_new=present is None)
     try:
         deployed = endpoint.deploy(
             model,
@@ -156,7 +170,7 @@ def deploy(
         _serve_until_interrupted(name)
 
 
-def _given(options: dict[str, Any], *names: str) -> dict[str, Any]:
+def given_of(options: dict[str, Any], *names: str) -> dict[str, Any]:
     """Return those of the options that are given."""
     return {name: options[name] for name in names if options[name] is not None}
 

@@ -79,7 +79,10 @@ def _data_option(flag: str, help: str) -> Callable[[Function], Function]:
 @click.option(
     "--output-path", metavar="DIR", help="Where jobs are written; RAYFM_OUTPUT_PATH or ./rayfm-output when left out."
 )
-@click.option("--job-name", metavar="NAME", help="Directory below the output path; made from the time when left out.")
+@click.option(
+    "--job-name", metavar="NAME",
+    help="Directory below the output path; the submission id of a job of Ray's, else the time, when left out.",
+)  # fmt: skip
 @click.option(
     "--resume", is_flag=True, help="Go on with the job of this name from its newest checkpoint, if it has begun."
 )

@@ -18,6 +18,7 @@ from rayfm.sagemaker.trained import HasTrainingJob
 from rayfm.sagemaker.validated import HasHyperparameters
 from rayfm.storage import Uri, absolute, join, jsonable
 from rayfm.training.job import RUNNING, default_output_path, new_job_name
+from rayfm.training.submission import name_of_new_job
 
 if TYPE_CHECKING:
     from rayfm.reading import ReadOptions
@@ -237,7 +238,8 @@ class FactorizationMachines(HasHyperparameters, HasTrainingJob):
             Whether to print the job's log while waiting, and not only its status; the words of version 2 (``"All"``,
             ``"None"``) are understood too.
         job_name
-            Made from `base_job_name` and the time when left out.
+            Made from `base_job_name` and the time when left out; without a `base_job_name`, the submission id in a job
+            of Ray's.
         experiment_config
             Recorded with the job.
         labels, weights
@@ -281,7 +283,7 @@ class FactorizationMachines(HasHyperparameters, HasTrainingJob):
             train_instance_count=self.train_instance_count,
             train_instance_type=self.train_instance_type,
             output_path=self._output_path,
-            job_name=job_name if job_name or resume else new_job_name(self._base_name),
+            job_name=job_name or self._name_of_new_job(),
             options=self.read_options,
             worker_memory_bytes=self.worker_memory_bytes,
             archive=True,
@@ -341,6 +343,9 @@ class FactorizationMachines(HasHyperparameters, HasTrainingJob):
             setattr(estimator, name, value)
         estimator._follow(job, wait=True, logs=facts["status"] in RUNNING)
         return estimator
+
+    def _name_of_new_job(self) -> str:
+        return new_job_name(self.base_job_name) if self.base_job_name else name_of_new_job()
 
     def _follow(self, job: TrainingJob, *, wait: bool, logs: bool) -> None:
         self.latest_training_job = LatestTrainingJob(job)

@@ -6,28 +6,20 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import ray
 
 from rayfm.errors import EndpointError
 from rayfm.serving.app import EndpointReplica
 from rayfm.serving.front import Front
+from rayfm.serving.names import DEPLOYMENT, FRONT, own_route
 from rayfm.serving.server import client, imported
-from rayfm.serving.settings import Settings
-from rayfm.serving.urls import default_url
-
-DEPLOYMENT = "rayfm-endpoint"
-"""By this, endpoints are told from other applications of the same Serve."""
-FRONT = "rayfm.front"
-"""The application that answers where no endpoint does; no endpoint can be called so."""
+from rayfm.serving.settings import Settings, replica_options
 
 MAX_FAILED_STARTS = 3
 """Of all replicas of an endpoint together; what fails in one mostly fails in each."""
 
 _MAX_ONGOING_REQUESTS = 5000  # more than HAProxy has connections: replicas refuse what is too much, not Serve
-_TARGET_ONGOING_REQUESTS = 1.0  # of a replica on average, when it is about half busy: small ones take turns
-_SCALING = {"upscale_delay_s": 10.0, "look_back_period_s": 15.0}  # a replica takes 5 s to start
 _HEALTH_CHECK_S, _HEALTH_CHECK_TIMEOUT_S = 2.0, 10.0
 _DRAIN_POLL_S = 0.5
 _POLL_S = 0.1
@@ -70,43 +62,42 @@ def applications() -> dict[str, Any]:
     return dict(server.get_serve_details()["applications"]) if server else {}
 
 
-def own_route(name: str) -> str:
-    """Return the path at which an endpoint of this name is."""
-    return f"{urlsplit(default_url()).path}/endpoints/{name}"
-
-
 def is_endpoint(application: Mapping[str, Any]) -> bool:
     """Tell whether an application is an endpoint; one that is being deleted has no deployments any more."""
     return DEPLOYMENT in application["deployments"]
 
 
-def run(name: str, target: Target) -> None:
-    """Ask Serve for an endpoint, and for the front where nothing else has the root."""
-    serve = imported()
-    least, most = target.replicas
-    scaling = {
-        "min_replicas": least,
-        "max_replicas": most,
-        "target_ongoing_requests": _TARGET_ONGOING_REQUESTS,
-        **_SCALING,
-    }
-    timeout_s = target.settings.limits.timeout_s
-    deployment = serve.deployment(
+def endpoint_deployment() -> Any:
+    """Return the Serve deployment of an endpoint, which has yet to be told what to serve."""
+    return imported().deployment(
         EndpointReplica,
         name=DEPLOYMENT,
-        **({"num_replicas": least} if least == most else {"autoscaling_config": scaling}),
         max_ongoing_requests=_MAX_ONGOING_REQUESTS,
         max_constructor_retry_count=MAX_FAILED_STARTS,
         max_surge_percent=100,  # or Serve stops the old replicas before it starts new ones
-        graceful_shutdown_timeout_s=timeout_s,
         graceful_shutdown_wait_loop_s=_DRAIN_POLL_S,
         health_check_period_s=_HEALTH_CHECK_S,
         health_check_timeout_s=_HEALTH_CHECK_TIMEOUT_S,
-        user_config=target.settings.as_dict(),
         ray_actor_options={"num_cpus": 1},
     )
+
+
+def front_deployment() -> Any:
+    """Return the Serve deployment of the front."""
+    return imported().deployment(Front, name=FRONT, ray_actor_options={"num_cpus": 0})
+
+
+def run(name: str, target: Target) -> None:
+    """Ask Serve for an endpoint, and for the front where nothing else has the root."""
+    serve = imported()
     # Serve draws a version for each call by itself, so that the replicas of a target that is asked for again would go
-    deployment = deployment.options(version=target.settings.revision, _internal=True)
+    deployment = endpoint_deployment().options(
+        **replica_options(*target.replicas),
+        graceful_shutdown_timeout_s=target.settings.limits.timeout_s,
+        user_config=target.settings.as_dict(),
+        version=target.settings.revision,
+        _internal=True,
+    )
     own_path = own_route(name) if _is_root(target.route) else ""
     bound = deployment.bind(name, own_path, is_observed=True)
     if _is_root(target.route):
@@ -122,8 +113,8 @@ def ensure_front(leaving: str) -> None:
     if any(_is_root(found["route_prefix"]) for other, found in applications().items() if other != leaving):
         return
     serve = imported()
-    front = serve.deployment(Front, name=FRONT, ray_actor_options={"num_cpus": 0})
-    serve.run_many([serve.RunTarget(front.bind(), FRONT, "/", logging_config=_QUIET)], **_NO_WAITING)
+    front = front_deployment().bind()
+    serve.run_many([serve.RunTarget(front, FRONT, "/", logging_config=_QUIET)], **_NO_WAITING)
 
 
 def _is_root(route: str | None) -> bool:

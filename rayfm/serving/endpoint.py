@@ -7,14 +7,10 @@ Serve does not run yet it is started, listening on the loopback interface of the
 from __future__ import annotations
 
 import logging
-import os
-import re
 import time
-import uuid
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import ray
@@ -23,22 +19,22 @@ from rayfm.errors import EndpointError, ModelFileError, ResourceError
 from rayfm.model import FactorizationMachine
 from rayfm.serving import applications, keys
 from rayfm.serving.applications import Target
-from rayfm.serving.server import LOOPBACK, ServerOptions, running_host, start
-from rayfm.serving.settings import Limits, Settings
-from rayfm.serving.urls import URL_VARIABLE, default_url
+from rayfm.serving.names import DEPLOYMENT, FRONT, check_name, own_route
+from rayfm.serving.server import ServerOptions, running_host, start
+from rayfm.serving.settings import Limits, Settings, check_replicas, new_revision, settled_replicas
+from rayfm.serving.urls import LOOPBACK, URL_VARIABLE, default_url
 from rayfm.storage import absolute
-from rayfm.training import cluster
+from rayfm.training import addresses, cluster
+from rayfm.training.growth import growth_s
 
 __all__ = ["Endpoint", "Limits", "ServerOptions", "default_url", "delete", "deploy", "describe", "list_endpoints"]
 
 START_TIMEOUT_S = 120.0
-"""How long `deploy` waits for replicas that load the model."""
+"""How long `deploy` waits for replicas that load the model, beside the time that new nodes take."""
 ANSWER_TIMEOUT_S = 30.0
 """How long it then waits for the endpoint's answer at its URL."""
 
 _LOG = logging.getLogger(__name__)
-_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9])*")
-_MAX_NAME_LENGTH = 63
 _POLL_S = 0.1
 _DELETION_S = 30.0  # beyond the time in which what is pending is answered
 _REQUEST_TIMEOUT_S = 5.0
@@ -139,8 +135,8 @@ def deploy(
         If the name cannot be one, belongs to another application, or the endpoint does not come to answer.
         Nothing is left behind of an endpoint that was not there before.
     """
-    _check_name(name)
-    _check_replicas(replicas, max_replicas)
+    check_name(name)
+    check_replicas(replicas, max_replicas)
     digests = None if api_keys is None else keys.digests(api_keys)
     uri = absolute(model_uri)
     _check_model(uri)
@@ -152,8 +148,8 @@ def deploy(
     settings = previous.settings if previous else Settings(uri, "")
     given: dict[str, Any] = {"limits": limits, "key_digests": digests, "access_log": access_log}
     target = Target(
-        replace(settings, model_uri=uri, revision=_new_revision(), **{k: v for k, v in given.items() if v is not None}),
-        _replicas(replicas, max_replicas, previous),
+        replace(settings, model_uri=uri, revision=new_revision(), **{k: v for k, v in given.items() if v is not None}),
+        settled_replicas(replicas, max_replicas, previous.replicas if previous else (1, 1)),
         _route(name, at_root, previous),
     )
     _check_route(name, target.route, known)
@@ -203,29 +199,6 @@ def list_endpoints(*, address: str | None = None) -> list[Endpoint]:
     ]
 
 
-def _check_name(name: str) -> None:
-    if len(name) > _MAX_NAME_LENGTH or not _NAME.fullmatch(name):
-        rule = f"letters and digits, hyphens between them, at most {_MAX_NAME_LENGTH} characters"
-        raise EndpointError(f"the name of an endpoint must have {rule}, got {name!r}.")
-
-
-def _check_replicas(least: int | None, most: int | None) -> None:
-    if least is not None and least < 1:
-        raise EndpointError(f"replicas must be >= 1, got {least}.")
-    if most is not None and most < (least or 1):
-        raise EndpointError(f"max_replicas must be >= replicas, got {most} and {least or 1}.")
-
-
-def _replicas(least: int | None, most: int | None, previous: Target | None) -> tuple[int, int]:
-    """Return the least and the most replicas; what is not said stays, as far as it fits what is."""
-    was_least, was_most = previous.replicas if previous else (1, 1)
-    if least is None:
-        least = min(was_least, most or was_least)
-    if most is None:
-        most = max(least, was_most) if was_most > was_least else least
-    return least, most
-
-
 def _warn_if_open(target: Target) -> None:
     host = running_host()
     if not target.settings.key_digests and host not in LOOPBACK:
@@ -236,7 +209,7 @@ def _warn_if_open(target: Target) -> None:
 
 def _check_size(name: str, replicas: int) -> None:
     total = cluster.cluster_cpus()
-    if replicas > total:
+    if replicas > total and not growth_s():
         problem = f"endpoint {name} needs {replicas} CPUs for its replicas, the cluster has {total:g}."
         raise ResourceError(f"{problem} Ask for fewer or add nodes.")
 
@@ -261,12 +234,8 @@ def _previous(name: str, known: Mapping[str, Any]) -> Target | None:
     return Target.of(application)
 
 
-def _new_revision() -> str:
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
-
-
 def _route(name: str, at_root: bool | None, previous: Target | None) -> str:
-    own = applications.own_route(name)
+    own = own_route(name)
     if at_root is None and previous is not None:
         if previous.route not in ("/", own):
             problem = f"endpoint {name} is at {previous.route}, and by {URL_VARIABLE}={default_url()} it is at {own}."
@@ -278,13 +247,13 @@ def _route(name: str, at_root: bool | None, previous: Target | None) -> str:
 def _check_route(name: str, route: str, known: Mapping[str, Any]) -> None:
     """See that no other application has the route; Serve itself would only say so in its log."""
     for other, application in known.items():
-        if application["route_prefix"] == route and other not in (name, applications.FRONT):
+        if application["route_prefix"] == route and other not in (name, FRONT):
             raise EndpointError(f"{other} answers at {route} already. Delete it, or deploy {name} elsewhere.")
 
 
 def _connected(address: str | None) -> bool:
     """Join the cluster; False when there is none, and starting an embedded one just to find it empty is no use."""
-    if not ray.is_initialized() and (address or os.environ.get("RAY_ADDRESS")) in (None, "", "local"):
+    if not ray.is_initialized() and addresses.meant(address) is None:
         return False
     cluster.connect(address)
     return True
@@ -304,7 +273,7 @@ def _endpoint(name: str, application: Mapping[str, Any]) -> Endpoint:
         _url(name),
         target.settings.model_uri,
         target.settings.revision,
-        application["deployments"][applications.DEPLOYMENT]["target_num_replicas"],
+        application["deployments"][DEPLOYMENT]["target_num_replicas"],
         *target.replicas,
         bool(target.settings.key_digests),
         target.settings.limits,
@@ -336,7 +305,7 @@ def _take_back(name: str, target: Target, previous: Target | None) -> None:
 
 def _wait_until_running(name: str, target: Target) -> None:
     """Wait until all replicas have loaded the model."""
-    deadline = time.monotonic() + START_TIMEOUT_S
+    deadline = time.monotonic() + START_TIMEOUT_S + growth_s()
     while True:
         application = applications.applications().get(name, {"status": "DELETING", "deployments": {}})
         status = application["status"]
@@ -350,15 +319,13 @@ def _wait_until_running(name: str, target: Target) -> None:
 
 
 def _too_late(name: str, replicas: int, application: Mapping[str, Any]) -> ResourceError | EndpointError:
-    free = ray.available_resources().get("CPU", 0.0)
+    free, waited_s = ray.available_resources().get("CPU", 0.0), START_TIMEOUT_S + growth_s()
     if free < 1:
         return ResourceError(
             f"endpoint {name} needs {replicas} CPUs for its replicas, {free:g} of the cluster's "
-            f"{cluster.cluster_cpus():g} were free for {START_TIMEOUT_S:g} s. Wait until jobs end, or delete endpoints."
+            f"{cluster.cluster_cpus():g} were free for {waited_s:g} s. Wait until jobs end, or delete endpoints."
         )
-    return EndpointError(
-        f"endpoint {name} did not start within {START_TIMEOUT_S:g} s. {applications.reason(application)}"
-    )
+    return EndpointError(f"endpoint {name} did not start within {waited_s:g} s. {applications.reason(application)}")
 
 
 def _wait_until_it_answers(name: str, revision: str) -> None:

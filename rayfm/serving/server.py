@@ -30,10 +30,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayfm.errors import ResourceError
 from rayfm.serving import haproxy
-from rayfm.serving.urls import DEFAULT_URL, URL_VARIABLE, default_url
+from rayfm.serving.urls import DEFAULT_URL, LOOPBACK, URL_VARIABLE, default_url
 from rayfm.training import cluster
 
-LOOPBACK = {"127.0.0.1", "localhost"}
 ALL_INTERFACES = {"0.0.0.0", "::"}
 _DRAINING_S = 1  # how long a replica that goes still takes requests, while HAProxy learns of it
 _ANSWER_TIMEOUT_S = 120  # of HAProxy; replicas give up before

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from typing import Any, Self
 
 from rayfm.errors import EndpointError
@@ -13,6 +15,9 @@ MAX_BODY_BYTES = 6 * 2**20
 
 MAX_TIMEOUT_S = 100.0
 """After 120 s the proxy gives up."""
+
+_TARGET_ONGOING_REQUESTS = 1.0  # of a replica on average, when it is about half busy: small ones take turns
+_SCALING = {"upscale_delay_s": 10.0, "look_back_period_s": 15.0}  # a replica takes 5 s to start
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not value > 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise EndpointError(f"{field.name} must be > 0, got {value}.")
         if self.timeout_s > MAX_TIMEOUT_S:
             raise EndpointError(
@@ -81,6 +86,63 @@ class Settings:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Read back `as_dict`."""
-        known = {**values, "limits": Limits(**values.get("limits", {}))}
-        return cls(**{**known, "key_digests": tuple(values.get("key_digests", ()))})
+        """Read back `as_dict`.
+
+        Raises
+        ------
+        EndpointError
+            If there is something unknown, as in a Serve config that was written by hand.
+        """
+        known = dict(values)
+        _check_keys(cls, known, "user_config", needed=("model_uri", "revision"))
+        limits = dict(known.pop("limits", {}))
+        _check_keys(Limits, limits, "limits")
+        known |= {
+            "revision": str(known["revision"]),
+            "key_digests": tuple(known.get("key_digests", ())),
+        }  # 7 is one too
+        return cls(**known, limits=Limits(**limits))
+
+
+def _check_keys(kind: type[Any], values: Mapping[str, Any], what: str, needed: Iterable[str] = ()) -> None:
+    names = [field.name for field in fields(kind)]
+    if missing := sorted(set(needed) - set(values)):
+        raise EndpointError(f"{what} of an endpoint must have {' and '.join(needed)}, got no {missing[0]}.")
+    if unknown := [str(key) for key in values if key not in names]:
+        raise EndpointError(f"{what} of an endpoint must have no other keys than {', '.join(names)}, got {unknown[0]}.")
+
+
+def new_revision() -> str:
+    """Return a revision that no other deployment has: the time, and a few letters."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+
+
+def check_replicas(least: int | None, most: int | None) -> None:
+    """See that an endpoint can have so many replicas.
+
+    Raises
+    ------
+    EndpointError
+        If it cannot.
+    """
+    if least is not None and least < 1:
+        raise EndpointError(f"replicas must be >= 1, got {least}.")
+    if most is not None and most < (least or 1):
+        raise EndpointError(f"max_replicas must be >= replicas, got {most} and {least or 1}.")
+
+
+def settled_replicas(least: int | None, most: int | None, was: tuple[int, int] = (1, 1)) -> tuple[int, int]:
+    """Return the least and the most replicas; what is not said stays, as far as it fits what is."""
+    if least is None:
+        least = min(was[0], most or was[0])
+    if most is None:
+        most = max(least, was[1]) if was[1] > was[0] else least
+    return least, most
+
+
+def replica_options(least: int, most: int) -> dict[str, Any]:
+    """Return the options of Serve that keep the number of replicas, or let it follow the requests."""
+    if least == most:
+        return {"num_replicas": least}
+    scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": _TARGET_ONGOING_REQUESTS}
+    return {"autoscaling_config": {**scaling, **_SCALING}}

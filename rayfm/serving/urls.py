@@ -8,6 +8,7 @@ URL_VARIABLE = "RAYFM_ENDPOINT_URL"
 KEY_VARIABLE = "RAYFM_API_KEY"
 KEY_HEADER = "X-Api-Key"
 DEFAULT_URL = "http://127.0.0.1:8000"
+LOOPBACK = {"127.0.0.1", "localhost"}
 
 
 def default_url() -> str:

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import shutil
-import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +23,8 @@ from ray.util.placement_group import (
 )
 
 from rayfm.errors import RayfmError, ResourceError, WorkerError
+from rayfm.training import addresses
+from rayfm.training.growth import growth_s, patience_s
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,16 +37,19 @@ _LOSSES = {
 }
 """What to say when something was lost that can be had again."""
 
-RESERVATION_TIMEOUT_S = 120.0
 SPILLING_LIMIT = 0.95
 """Ray spills nothing to a disk that is fuller."""
-KNOCK_TIMEOUT_S = 5.0
 
 
 def connect(address: str | None = None) -> None:
-    """Join the cluster at `address` or ``RAY_ADDRESS``; start an embedded Ray when neither is given.
+    """Join the cluster that is meant; start an embedded Ray where none is.
 
     Does nothing when this process is connected already. The embedded Ray ends with the process.
+
+    Parameters
+    ----------
+    address
+        Of the cluster; what `addresses.meant` says when left out.
 
     Raises
     ------
@@ -54,55 +58,32 @@ def connect(address: str | None = None) -> None:
     """
     if ray.is_initialized():
         return
-    address = address or os.environ.get("RAY_ADDRESS")
+    meant = addresses.meant(address)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    if address in (None, "", "local"):
+    if meant is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(address="local", include_dashboard=False, namespace="rayfm", **quiet)
         return
     try:
-        _knock(address)
-        ray.init(address=address, namespace="rayfm", **quiet)
+        addresses.check(meant)
+        ray.init(address=meant, namespace="rayfm", **quiet)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ResourceError(
-            f"no Ray cluster answered at {address}: {error}. Start one with `ray start --head`, check the address and "
-            "its token, or leave the address out to use an embedded Ray."
-        ) from error
+        problem = f"no Ray cluster answered at {meant}: {str(error).rstrip('.')}."
+        raise ResourceError(f"{problem} {addresses.remedy(meant)}") from error
 
 
 def connect_if_told(address: str | None = None) -> None:
-    """Join the cluster at `address` or ``RAY_ADDRESS``; without either, do nothing.
+    """Join the cluster that is meant, if one is.
 
-    That no cluster answers at the address of the environment is only warned of: a job's directory outlives it.
+    That no cluster answers that only the environment means is only warned of: a job's directory outlives it.
     """
     if address:
         connect(address)
-    elif os.environ.get("RAY_ADDRESS") not in (None, "", "local"):
+    elif addresses.meant() is not None:
         try:
             connect()
         except ResourceError as error:
             _LOG.warning("%s", error)
-
-
-def _knock(address: str) -> None:
-    """See that something listens at ``host:port``: Ray itself would go on trying for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_TIMEOUT_S).close()
-
-
-def has_gone(address: str | None, host: str | None) -> bool:
-    """Tell whether no Ray cluster is any more at an address that a machine of the name `host` knew it by."""
-    name = (address or "").rpartition(":")[0]
-    if not name or (name.startswith("127.") and host != socket.gethostname()):
-        return False
-    try:
-        _knock(str(address))
-    except ConnectionRefusedError:
-        return True
-    except OSError:  # a machine that does not answer may only be out of reach
-        pass
-    return False
 
 
 def is_embedded() -> bool:
@@ -177,10 +158,10 @@ def check_size(request: WorkerRequest) -> None:
     Raises
     ------
     ResourceError
-        If it has not, unless workers may share CPUs.
+        If it has not, unless workers may share CPUs or the cluster grows.
     """
     total, needed = cluster_cpus(), request.count * (request.cpus or 1)
-    if needed > total and not request.share:
+    if needed > total and not request.share and not growth_s():
         smaller = " name a smaller train_instance_type," if request.cpus else ""
         raise ResourceError(
             f"{request.count} workers need {needed:g} CPUs, the cluster has {total:g}. Lower train_instance_count,"
@@ -193,7 +174,9 @@ def cpus_of_a_worker(request: WorkerRequest) -> float:
     total, count = cluster_cpus(), request.count
     if request.cpus is not None and not request.share:
         return request.cpus
-    return 1.0 if count < total else max(0.01, 0.9 * total / count)  # the rest is for small tasks beside the workers
+    if count < total or growth_s():
+        return 1.0
+    return max(0.01, 0.9 * total / count)  # the rest is for small tasks beside the workers
 
 
 def spare_cpus(request: WorkerRequest) -> float:
@@ -202,7 +185,7 @@ def spare_cpus(request: WorkerRequest) -> float:
     return spare if request.share or spare >= 1 else 0.0
 
 
-def wait_for_a_cpu(check: Callable[[], None], timeout_s: float = RESERVATION_TIMEOUT_S) -> None:
+def wait_for_a_cpu(check: Callable[[], None]) -> None:
     """Wait until a read task can run: Ray Data itself would wait for ever without a word.
 
     Raises
@@ -210,7 +193,7 @@ def wait_for_a_cpu(check: Callable[[], None], timeout_s: float = RESERVATION_TIM
     ResourceError
         If no CPU becomes free in time.
     """
-    needed = min(1.0, cluster_cpus())
+    needed, timeout_s = min(1.0, cluster_cpus()), patience_s()
     deadline = time.monotonic() + timeout_s
     while (free := ray.available_resources().get("CPU", 0.0)) < needed:
         check()
@@ -259,8 +242,12 @@ def _nodes() -> list[dict[str, float]]:
 
 
 @contextmanager
-def reserved_workers(request: WorkerRequest) -> Iterator[tuple[PlacementGroup, float]]:
+def reserved_workers(
+    request: WorkerRequest, check: Callable[[], None] = lambda: None
+) -> Iterator[tuple[PlacementGroup, float]]:
     """Reserve a place for each worker; yields (placement group, CPUs of one worker).
+
+    `check` is called every second of the wait; what it raises ends the wait.
 
     Ray removes the reservation also when the controller, which made it, is killed.
 
@@ -274,8 +261,11 @@ def reserved_workers(request: WorkerRequest) -> Iterator[tuple[PlacementGroup, f
     bundle = {"CPU": cpus} | ({"memory": request.memory_bytes} if request.memory_bytes else {})
     group = placement_group([bundle] * request.count, strategy="SPREAD")
     try:
-        if not group.wait(RESERVATION_TIMEOUT_S):
-            raise ResourceError(_what_is_missing(request, cpus))
+        deadline = time.monotonic() + patience_s()
+        while not group.wait(1.0):
+            check()
+            if time.monotonic() > deadline:
+                raise ResourceError(_what_is_missing(request, cpus))
         yield group, cpus
     finally:
         remove_placement_group(group)
@@ -292,7 +282,7 @@ def check_places(group: PlacementGroup, request: WorkerRequest, missing_since: f
     if placement_group_table(group)["state"] == "CREATED":
         return None
     now = time.monotonic()
-    if missing_since is not None and now - missing_since > RESERVATION_TIMEOUT_S:
+    if missing_since is not None and now - missing_since > patience_s():
         raise ResourceError(_what_is_missing(request, cpus_of_a_worker(request)))
     return missing_since or now
 
@@ -303,7 +293,7 @@ def _what_is_missing(request: WorkerRequest, cpus: float) -> str:
     return (
         f"{request.count} workers need {cpus:g} CPUs{memory} each; of the cluster's {cluster_cpus():g} CPUs "
         f"{free.get('CPU', 0.0):g} and of its memory {free.get('memory', 0.0) / 2**30:.1f} GiB were free for "
-        f"{RESERVATION_TIMEOUT_S:g} s. Wait until other jobs end, or lower train_instance_count."
+        f"{patience_s():g} s. Wait until other jobs end, or lower train_instance_count."
     )
 
 

@@ -19,7 +19,7 @@ from rayfm.metrics import metric_named
 from rayfm.progress import Watcher, silent
 from rayfm.reading import ReadOptions
 from rayfm.storage import check_writable, list_files, local_path
-from rayfm.training import cluster, job
+from rayfm.training import cluster, job, submission
 from rayfm.training.controller import NAMESPACE, RunController, actor_name
 from rayfm.training.instances import Instance, instance_of
 from rayfm.training.job import JobDirectory, TrainingResult
@@ -76,7 +76,7 @@ def submit(
         None divides the CPUs of the cluster. A type that is too large for the embedded Ray is cut down.
     output_path, job_name
         The job's directory is ``<output_path>/<job_name>``. Left out, the path is ``RAYFM_OUTPUT_PATH`` or
-        ``rayfm-output``, and the name is made from the time.
+        ``rayfm-output``, and the name is the submission id in a job of Ray's, else made from the time.
     options
         How files are read.
     worker_memory_bytes
@@ -108,10 +108,11 @@ def submit(
             features, its_labels = given if _is_pair(given) else (given, None)
             channels[name] = as_source(features, its_labels, None, options, name)
     _check(hyperparameters, channels, train_instance_count)
-    if resume and not job_name:
+    output_path = output_path or job.default_output_path()
+    submission.check_output_path(output_path)
+    if resume and not (job_name or submission.submission_id()):
         raise HyperparameterError("job_name must be given with resume: it says which job goes on.")
-    job_name = job_name or job.new_job_name()
-    directory = JobDirectory.of_job(output_path or job.default_output_path(), job_name)
+    directory = JobDirectory.of_job(output_path, job_name or submission.name_of_new_job())
     if not resume:
         directory.check_free()
     check_writable(directory.uri)
@@ -119,7 +120,7 @@ def submit(
     earlier = _earlier(directory, hyperparameters) if resume else None
     embedded = cluster.is_embedded()
     spec = RunSpec(
-        job_name,
+        directory.job_name,
         directory,
         hyperparameters,
         channels,

@@ -18,7 +18,7 @@ from ray.util import list_named_actors
 from rayfm.errors import JobFailedError, RayfmError, ResourceError, StoppedError, StorageError, WorkerError
 from rayfm.progress import Watcher, silent
 from rayfm.storage import absolute, join, list_folders, local_path
-from rayfm.training import cluster, job
+from rayfm.training import addresses, cluster, job
 from rayfm.training.controller import NAMESPACE, actor_name
 from rayfm.training.job import JobDirectory, TrainingResult, default_output_path
 
@@ -265,7 +265,7 @@ class TrainingJob:
             address = status.get("ray_address")  # None until the controller has taken over
             here = address is not None and address == cluster.address()  # then it would be known
             is_silent = time.time() - status["alive"] > SILENCE_S
-            return (here or is_silent or cluster.has_gone(address, status.get("host"))) and self._seems_to_run()
+            return (here or is_silent or addresses.has_gone(address, status.get("host"))) and self._seems_to_run()
         try:
             ray.get(controller.ping.remote())
             return False

@@ -250,7 +250,7 @@ class Run:
     @contextmanager
     def _team(self, request: cluster.WorkerRequest) -> Iterator[Team]:
         """Reserve and start the workers."""
-        with cluster.reserved_workers(request) as place:
+        with cluster.reserved_workers(request, self._stopping.check) as place:
             team = Team(*place, request)
             try:
                 values, budget = self._values, self.spec.worker_memory_bytes

@@ -18,7 +18,7 @@ from rayfm.errors import EndpointError, ModelFileError, ResourceError, StorageEr
 from rayfm.model import FactorizationMachine
 from rayfm.serving import applications, endpoint, server
 from rayfm.serving.endpoint import Limits, ServerOptions
-from rayfm.serving.settings import Settings
+from rayfm.serving.settings import settled_replicas
 
 JSON = "application/json"
 ROW = b'{"instances": [{"features": [1.0, 0.0, 2.0]}]}'
@@ -360,8 +360,7 @@ def test_deploy__refuses_replicas_that_cannot_be(least, most, problem):
     ],
 )
 def test_deploy__keeps_the_number_of_replicas_that_is_not_said(was, least, most, wanted):
-    previous = was and applications.Target(Settings("m", "r"), was, "/endpoints/fm")
-    assert endpoint._replicas(least, most, previous) == wanted
+    assert settled_replicas(least, most, was or (1, 1)) == wanted
 
 
 def test_deploy__refuses_to_move_an_endpoint(regressor, serve_url, monkeypatch):
