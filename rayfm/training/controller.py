@@ -18,6 +18,7 @@ import ray
 from rayfm.errors import RayfmError, StoppedError, StorageError
 from rayfm.storage import local_path
 from rayfm.training import cluster, job
+from rayfm.training.observing import TrainingObserver
 from rayfm.training.run import Event, Run, RunSpec
 
 NAMESPACE = "rayfm"
@@ -46,7 +47,8 @@ class RunController:
         self._spec = spec
         self._started, self._stop, self._over = threading.Event(), threading.Event(), threading.Event()
         self._log = _EventLog(spec.directory)
-        self._run = Run(spec, self._log.add, self._stop.is_set)
+        self._observer = TrainingObserver(spec.job_name)
+        self._run = Run(spec, self._tell, self._stop.is_set)
         facts = {"seed": self._run.seed, "ray_address": cluster.address()}
         self._status = _StatusFile(spec.directory, spec.facts() | facts)
         self._result: job.TrainingResult | RayfmError | None = None
@@ -70,7 +72,7 @@ class RunController:
         self._started.set()
         self._status.write()
         facts = {"job_name": spec.job_name, "directory": spec.directory.uri, "workers": spec.world_size}
-        self._log.add({"event": "job", **facts, "hyperparameters": spec.hyperparameters.as_dict()}, keep=True)
+        self._tell({"event": "job", **facts, "hyperparameters": spec.hyperparameters.as_dict()}, keep=True)
         for work in (self._live, self._beat):
             threading.Thread(target=work, daemon=True).start()
 
@@ -101,6 +103,10 @@ class RunController:
         assert self._result is not None
         return self._result
 
+    def _tell(self, event: Event, keep: bool) -> None:
+        self._log.add(event, keep)
+        self._observer(event)
+
     def _exit_unless_started(self) -> None:
         if not self._started.wait(START_TIMEOUT_S):
             ray.kill(self._self)
@@ -117,7 +123,7 @@ class RunController:
         ended = time.time()
         while not self._status.try_to_write(ended=ended, **end) and time.time() < ended + PATIENCE_S:
             time.sleep(1.0)
-        self._log.add({"event": "end", "seconds": ended - began, **end}, keep=True)
+        self._tell({"event": "end", "seconds": ended - began, **end}, keep=True)
         self._over.set()
         time.sleep(LINGER_S)
         ray.kill(self._self)
@@ -126,6 +132,7 @@ class RunController:
         while not self._over.wait(HEARTBEAT_S):
             self._status.try_to_write()
             self._log.flush()
+            self._observer.remind()
 
 
 class _EventLog:

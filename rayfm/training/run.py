@@ -385,7 +385,9 @@ class Run:
             for report in ([] if is_known else reports)
             for batch, sums in report.running
         ]
-        self._emit({"event": "round", "epoch": epoch, "rows": rows, "running": running}, keep=bool(running))
+        workers = [{"rank": each.rank, "rows": each.num_rows, "seconds": each.seconds} for each in reports]
+        event = {"event": "round", "epoch": epoch, "rows": rows, "running": running, "workers": workers}
+        self._emit(event, keep=bool(running))
 
     def _evaluate(self, team: Team, channel: str, parameters: Any = None) -> dict[str, float]:
         """Measure parameters, by default those that the workers have, on the rows of a channel."""
