@@ -190,7 +190,12 @@ class JobDirectory:
         if not _exists(self.metrics_uri):
             return []
         *lines, _unfinished = read_bytes(self.metrics_uri).split(b"\n")
-        return [json.loads(line) for line in lines if line]
+        try:
+            return [json.loads(line) for line in lines if line]
+        except ValueError as error:
+            raise StorageError(
+                f"{self.metrics_uri} must have a JSON object on each line, got none: {error}."
+            ) from error
 
     def write_status(self, status: dict[str, Any]) -> None:
         """Replace job.json by `status`."""

@@ -13,7 +13,7 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from rayfm import distributions
 from rayfm.batch import RowRules
 from rayfm.errors import (
     DataError,
@@ -158,7 +159,7 @@ class Run:
         self._first: FirstEpoch | None = None
         self._best, self._recovery = _Best(), Recovery()
         self._epochs = self._values.epochs
-        self._tested: dict[str, float] | None = None
+        self._held_out: dict[str, dict[str, float]] = {}
         self._began = time.monotonic()
 
     def execute(self) -> job.TrainingResult:
@@ -309,7 +310,9 @@ class Run:
             if epoch < len(self._history):
                 continue  # known from before a restart
             if "validation" in channels:
+                began = time.monotonic()
                 measured = self._evaluate(team, "validation")
+                record["evaluate_seconds"] = time.monotonic() - began
                 record.update(_named("validation", measured))
                 if np.isnan(measured[judge.name]):
                     raise DataError(
@@ -347,6 +350,7 @@ class Run:
         began = time.time()
         sums: Sums = sums_for(self._values.predictor_type)()
         rows, computing = 0, 0.0
+        by_rank: dict[int, tuple[int, float]] = {}
         early = self._first.reports if self._first and epoch == 0 else []
         rounds = (RoundCalls([report], [], []) for report in early) if early else self._rounds_of(team, epoch)
         for index, calls in enumerate(rounds):
@@ -359,6 +363,8 @@ class Run:
             for report in reports:
                 sums = sums + report.sums
                 rows += report.num_rows
+                before = by_rank.get(report.rank, (0, 0.0))
+                by_rank[report.rank] = (before[0] + report.num_rows, before[1] + report.seconds)
             self._emit_round(epoch, rows, reports, is_known=epoch < len(self._history))
         seconds = computing if early else time.time() - began
         return {
@@ -367,6 +373,7 @@ class Run:
             "seconds": seconds,
             "exchange_seconds": seconds - computing if self.spec.world_size > 1 else 0.0,
             "records_per_second": rows / max(seconds, 1e-9),
+            "workers": [{"rank": rank, "rows": had, "seconds": took} for rank, (had, took) in by_rank.items()],
             **_named("train", sums.values()),
         }
 
@@ -389,30 +396,48 @@ class Run:
         event = {"event": "round", "epoch": epoch, "rows": rows, "running": running, "workers": workers}
         self._emit(event, keep=bool(running))
 
-    def _evaluate(self, team: Team, channel: str, parameters: Any = None) -> dict[str, float]:
-        """Measure parameters, by default those that the workers have, on the rows of a channel."""
+    def _evaluate(
+        self, team: Team, channel: str, parameters: Any = None, *, detail_of: int | None = None
+    ) -> dict[str, float]:
+        """Measure parameters, by default those that the workers have, on the rows of a channel.
+
+        Parameters
+        ----------
+        detail_of
+            Also let it be known in detail how the scores lie, which are of this epoch.
+        """
+        in_detail = detail_of is not None
         parts = self._wait(
-            [worker.evaluate.remote(channel, parameters) for worker in team.workers], f"evaluating {channel}"
+            [worker.evaluate.remote(channel, parameters, in_detail=in_detail) for worker in team.workers],
+            f"evaluating {channel}",
         )
-        sums, ranking = parts[0]
-        for more, counts in parts[1:]:
+        sums, counts = parts[0]
+        for more, others in parts[1:]:
             sums = sums + more
-            ranking = counts if ranking is None else ranking if counts is None else ranking.merge(counts)
+            counts = others if counts is None else counts if others is None else counts.merge(others)
         measured: dict[str, float] = sums.values()
-        if isinstance(ranking, RankingCounts):
-            measured["auc"] = ranking.auc()
+        if isinstance(counts, RankingCounts):
+            measured["auc"] = counts.auc()
+        if in_detail and (scores := distributions.record(counts)):
+            self._emit({"event": "scores", "channel": channel, "epoch": detail_of, **scores})
         return measured
+
+    def _evaluate_kept(self, team: Team, best: _Best, channels: Collection[str]) -> dict[str, float]:
+        """Measure the parameters that are kept on the rows that are held out; return the measures of the test rows."""
+        for channel in sorted({"validation", "test"} & set(channels) - set(self._held_out)):
+            began = time.monotonic()
+            measured = self._evaluate(team, channel, best.parameters, detail_of=best.epoch)
+            self._held_out[channel] = _named(channel, measured)
+            if channel == "test":
+                self._emit({"event": "test", "seconds": time.monotonic() - began, **self._held_out[channel]})
+        return self._held_out.get("test", {})
 
     def _finish(self, team: Team, channels: dict[str, Blocks]) -> job.TrainingResult:
         """Test the best epoch's parameters and write the model."""
         best = self._best if self._best.epoch >= 0 else _Best(self._epochs - 1)
         record = self._history[best.epoch]
         metrics = {name: value for name, value in record.items() if ":" in name}
-        if "test" in channels:
-            if self._tested is None:
-                self._tested = _named("test", self._evaluate(team, "test", best.parameters))
-                self._emit({"event": "test", **self._tested})
-            metrics.update(self._tested)
+        metrics.update(self._evaluate_kept(team, best, channels))
         self._emit({"event": "upload"})
         directory = self.spec.directory
         uris = [directory.model_uri, *([directory.archive_uri] if self.spec.archive else [])]
