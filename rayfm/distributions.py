@@ -22,6 +22,7 @@ For a classifier, whose AUC needs to know the number of rows of each class at ev
 ==================  =================================================================================================
 ``weight``          as above
 ``positives``       the part of it that has label 1
+``confusion``       weight by label (0, 1) and, in each of the two lists, by predicted label (0, 1): >= 0.5 is 1
 ``roc``             [false positive rate, true positive rate] from the highest score to the lowest
 ``calibration``     [mean probability, part with label 1, weight] of groups of rows of about equal weight, by score
 ``scores``          a histogram of the raw scores, as above; ``weights`` are pairs: rows of label 0, of label 1
@@ -247,6 +248,7 @@ def _record_of_classes(counts: RankingCounts) -> dict[str, Any] | None:
     return {
         "weight": float(weight.sum()),
         "positives": float(classes[:, 1].sum()),
+        "confusion": np.stack([classes[raw < 0].sum(axis=0), classes[raw >= 0].sum(axis=0)], axis=1).tolist(),
         "roc": _roc(classes),
         "calibration": _calibration(raw, classes[:, 1], weight),
         "scores": _histogram(BinSums.of(raw[:, None], classes, MOST_BINS)),

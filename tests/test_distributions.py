@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import auc
+from sklearn.metrics import auc, confusion_matrix
 
 from rayfm import distributions
 from rayfm.distributions import BinSums, ErrorCounts, record
@@ -144,6 +144,7 @@ def test_scores__count_each_class():
     total = np.sum(scores["weights"], axis=0) + scores["below"] + scores["above"]
     np.testing.assert_array_equal(total, [weights[labels == 0].sum(), weights[labels == 1].sum()])
     assert found["positives"] == total[1]
+    np.testing.assert_array_equal(found["confusion"], confusion_matrix(labels, raw >= 0, sample_weight=weights))
 
 
 def test_bins__wide_ones_are_made_of_narrow_ones():

@@ -14,12 +14,13 @@ from rayfm.cli.data import check, evaluate, predict, transform
 from rayfm.cli.endpoints import deploy, endpoints
 from rayfm.cli.jobs import jobs
 from rayfm.cli.models import export, inspect
+from rayfm.cli.report import report
 from rayfm.cli.training import train
 
 
 @click.group(
     cls=CommandGroup,
-    commands=[train, predict, transform, evaluate, inspect, export, check, deploy, endpoints, jobs],
+    commands=[train, predict, transform, evaluate, inspect, export, check, deploy, endpoints, jobs, report],
     invoke_without_command=True,
     examples=[
         ("train on two workers", "rayfm train ratings.parquet --num-factors 16 --predictor-type regressor \\\n"
