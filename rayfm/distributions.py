@@ -11,7 +11,7 @@ For a regressor, with raw the score, errors being raw − label, and weights of 
 ``label_variance``  their variance: the mse of a model that always answers the mean
 ``error_mean``      mean of the errors
 ``errors``          a histogram of the errors: bins of ``width`` from ``first`` on with ``weights``, and what is
-                    ``below`` and ``above``, a thousandth of the weight each at most
+                    ``below`` and ``above``, a two-hundredth of the weight each at most
 ``answers``         [mean raw, mean label, weight] of the rows in each bin of the score
 ``cells``           [first of the bin of the score, mean label, weight] of each bin of score and label
 ``cell_width``      the width of these bins
@@ -43,7 +43,8 @@ MOST_BINS = 64
 """Across the middle of a histogram; at least half as many."""
 MOST_CELLS = 32
 """On either axis."""
-TAIL = 0.001
+TAIL = 0.005
+"""Part of the weight at either end of an axis for which bins are not made wider."""
 ROC_POINTS = 200
 CALIBRATION_GROUPS = 15
 FARTHEST_BIN = 2**31 - 1
@@ -95,9 +96,15 @@ class BinSums:
         bins = [each.bins >> (exponent - each.exponent) for each in (self, other)]
         return self._summed(exponent, np.concatenate(bins), np.concatenate([self.sums, other.sums]))
 
-    def in_sight(self, most_bins: int) -> tuple[Self, list[tuple[int, int]]]:
-        """Return these sums in bins so wide that the middle of each axis has few, and its first and last bin there."""
-        ends = [_ends(axis, self.sums) for axis in self.bins.T]
+    def in_sight(self, weights: Floats, most_bins: int) -> tuple[Self, list[tuple[int, int]]]:
+        """Return these sums in bins so wide that the middle of each axis has few, and its first and last bin there.
+
+        Parameters
+        ----------
+        weights
+            Shape (num_bins,): how much lies in each bin.
+        """
+        ends = [_ends(axis, weights) for axis in self.bins.T]
         wider = max(0, *(int(np.ceil(np.log2((last - first + 1) / most_bins))) for first, last in ends))
         return (
             self._summed(self.exponent + wider, self.bins >> wider, self.sums),
@@ -116,17 +123,17 @@ def _exponent(values: Floats, most_bins: int) -> int:
     return int(np.clip(np.ceil(np.log2(spread / most_bins)), -500, 500))
 
 
-def _ends(bins: NDArray[np.int64], sums: Floats) -> tuple[int, int]:
-    """Return the first and the last bin of an axis, but for a thousandth of the weight at either end."""
+def _ends(bins: NDArray[np.int64], weights: Floats) -> tuple[int, int]:
+    """Return the first and the last bin of an axis, but for `TAIL` of the weight at either end."""
     order = np.argsort(bins, kind="stable")
-    reached = np.cumsum(np.abs(sums[order]).sum(axis=1))
+    reached = np.cumsum(weights[order])
     first, last = np.searchsorted(reached, np.array([TAIL, 1 - TAIL]) * reached[-1])
     return int(bins[order[first]]), int(bins[order[min(last, len(order) - 1)]])
 
 
 def _histogram(sums: BinSums) -> dict[str, Any]:
     """Return the sums of one axis as a list of bins without gaps, and what lies beyond them."""
-    sums, [(first, last)] = sums.in_sight(MOST_BINS)
+    sums, [(first, last)] = sums.in_sight(sums.sums.sum(axis=1), MOST_BINS)
     place, width = sums.bins[:, 0] - first, float(np.ldexp(1.0, sums.exponent))
     inside = (place >= 0) & (place <= last - first)
     weights = np.zeros((last - first + 1, sums.sums.shape[1]))
@@ -219,7 +226,9 @@ class ErrorCounts:
         }
 
     def _cells(self) -> dict[str, Any]:
-        cells, ((first_raw, last_raw), (first_label, last_label)) = self.cells.in_sight(MOST_CELLS)
+        cells, ((first_raw, last_raw), (first_label, last_label)) = self.cells.in_sight(
+            self.cells.sums[:, 0], MOST_CELLS
+        )
         raw, label = cells.bins.T
         inside = (raw >= first_raw) & (raw <= last_raw) & (label >= first_label) & (label <= last_label)
         width, weight = float(np.ldexp(1.0, cells.exponent)), cells.sums[inside, 0]

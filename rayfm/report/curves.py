@@ -21,6 +21,7 @@ LINES = {"train": ("-", ""), "validation": ("--", "o")}
 """Style and marks, so that lines differ by more than their colours."""
 FEW_EPOCHS = 25
 """Up to which each gets a mark."""
+ALIKE = 1e-6
 FEW_VALUES, STEEP = 3, 3.0
 """A first epoch so many times as far off as all the others are from each other would make these flat."""
 
@@ -125,7 +126,7 @@ def _is_near(value: float, values: list[float]) -> bool:
 
 def _far_first(lines: Lines) -> list[float]:
     """Return what the first epoch measured, before which nothing was learned, if it would make the others flat."""
-    first = [points[0][1] for points in lines.values()]
+    first = [points[0][1] for points in lines.values() if math.isfinite(points[0][1])]
     rest = [value for points in lines.values() for _, value in points[1:] if math.isfinite(value)]
     if len(rest) < FEW_VALUES:
         return []
@@ -136,8 +137,13 @@ def _far_first(lines: Lines) -> list[float]:
 def _look_closer(axes: Axes, values: list[float], far: list[float]) -> str:
     """Let the axis end at the values that are not far; say which do not fit."""
     finite = [value for value in values if math.isfinite(value)]
-    beyond = [value for value in far if finite and not min(finite) <= value <= max(finite)]
-    if not beyond or min(finite) == max(finite):
+    if not finite:
+        return ""
+    beyond = [value for value in far if not min(finite) <= value <= max(finite)]
+    if max(finite) - min(finite) <= ALIKE * abs(max(finite)):  # not to show how sums were rounded
+        axes.set_ylim(*sorted((0.99 * max(finite), 1.01 * max(finite))) if max(finite) else (-1, 1))
+        return ""
+    if not beyond:
         return ""
     margin = 0.06 * (max(finite) - min(finite))
     axes.set_ylim(min(finite) - margin, max(finite) + margin)

@@ -103,10 +103,9 @@ def _tiles(job: KnownJob) -> Iterator[Tile]:
     took = parts_of_time(job)
     training = f"training {_time(took.get(TRAINING, 0.0) + took.get(EXCHANGE, 0.0))}"
     yield Tile("Time so far" if job.is_running else "Time", duration(job.seconds), training if job.epochs else "")
-    if job.epochs:
-        speeds = [as_number(epoch.get("records_per_second")) for epoch in job.epochs]
+    if speeds := [epoch["records_per_second"] for epoch in job.epochs if epoch.get("records_per_second")]:
         workers = counted(int(job.status["train_instance_count"]), "worker")
-        yield Tile("Rows per second", short_number(float(np.nanmedian(speeds))), f"median epoch, {workers}")
+        yield Tile("Rows per second", short_number(float(np.median(speeds))), f"median epoch, {workers}")
     if job.rows:
         others = [f"{counted(rows, 'row')} for {name}" for name, rows in job.rows.items() if name != "train"]
         yield Tile("Training rows", f"{job.rows.get('train', 0):,}", "; ".join(others) or "nothing held out")

@@ -131,7 +131,8 @@ def _answers(scores: Event) -> Plot:
         axes.set_ylabel("actual")
         axes.legend(loc="lower right")
     under_way.caption = (
-        "The darker, the more rows. Where the line of means follows the dotted one, a prediction is right on average."
+        "The stronger the colour, the more rows. Where the line of means follows the dotted one, predictions are right "
+        f"on average.{_beyond(as_number(scores['weight']) - float(weight.sum()), scores)}"
     )
     away = np.average(np.abs(seen[:, 0] - seen[:, 1]), weights=seen[:, 2])
     under_way.summary = f"The mean of the actual values is {away:.3g} away from the prediction on average."
@@ -154,8 +155,7 @@ def _errors(scores: Event) -> Plot:
         axes.set_ylabel("share of the rows")
         axes.legend(loc="upper left")
     beyond = as_number(scores["errors"]["below"]) + as_number(scores["errors"]["above"])
-    farther = f" {beyond / total:.1%} of the rows lie beyond the axis." if beyond else ""
-    under_way.caption = f"Right of 0 are rows whose prediction is too high.{farther}"
+    under_way.caption = f"Right of 0 are rows whose prediction is too high.{_beyond(beyond, scores)}"
     reached = np.cumsum(weights) + as_number(scores["errors"]["below"])
     half = [float(np.interp(part * total, reached, edges[1:])) for part in (0.25, 0.75)]
     under_way.summary = f"Half of the errors lie between {half[0]:.3g} and {half[1]:.3g}; their mean is {mean:.3g}."
@@ -165,6 +165,11 @@ def _errors(scores: Event) -> Plot:
         for low, high, count in zip(edges, edges[1:], weights.tolist(), strict=False)
     ]
     return under_way
+
+
+def _beyond(weight: float, scores: Event) -> str:
+    share = weight / as_number(scores["weight"])
+    return f" {share:.1%} of the rows lie beyond the axis." if share > 0.0005 else ""
 
 
 def _bins(histogram: dict[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -233,7 +233,8 @@ class TrainingResult:
         The kept epoch's, such as ``{"train:rmse": …, "validation:rmse": …, "test:rmse": …}``.
     history
         One dict per epoch: ``epoch``, ``seconds``, ``exchange_seconds`` (of those, all in which not even the slowest
-        worker computed), ``records_per_second`` and metrics.
+        worker computed), ``records_per_second``, ``workers`` (``rank``, ``rows`` and computing ``seconds`` of each),
+        metrics, and ``evaluate_seconds`` where there are validation rows.
     best_epoch
         The epoch, from 0, whose parameters the model has.
     """
