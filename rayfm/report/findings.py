@@ -64,8 +64,8 @@ def _quality(job: KnownJob, channel: str, value: float) -> tuple[str, str]:
     text = f"{title_of(job.judge)} of the {channel} rows is {measured_value(value)}"
     baseline = job.baseline(channel)
     if baseline is None:
-        why = "training rows alone say little about new ones" if channel == "train" else "nothing to compare it with"
-        return NOTE, f"{text}; {why}."
+        few = "; training rows alone say little about new ones" if channel == "train" else ""
+        return NOTE, f"{text}{few}."
     if job.judge.name == "auc":
         level = GOOD if value > 0.55 else BAD
         return level, f"{text}; chance has 0.5."

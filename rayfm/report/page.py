@@ -193,7 +193,9 @@ def _measures(job: KnownJob) -> list[tuple[str, list[str]]]:
 
 def _hyperparameters(values: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     """Return name, value, meaning, and whether the value is another than the default."""
-    defaults = OPTIMIZER_DEFAULTS.get(str(values.get("optimizer")), {})
+    optimizer = str(values.get("optimizer"))
+    rescale_grad = 1 / values.get("mini_batch_size", 1) if optimizer == "adam" else 1.0
+    defaults = {"rescale_grad": rescale_grad, **OPTIMIZER_DEFAULTS.get(optimizer, {})}
     rows = []
     for name, value in values.items():
         row = HYPERPARAMETERS.get(name)
