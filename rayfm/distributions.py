@@ -48,6 +48,10 @@ TAIL = 0.005
 ROC_POINTS = 200
 CALIBRATION_GROUPS = 15
 FARTHEST_BIN = 2**31 - 1
+ENOUGH_ROWS = 10_000
+"""To see how wide bins are to be."""
+MANY_BINS = 2**16
+"""Up to which bins may be counted where there are few rows, empty ones too."""
 
 Floats = NDArray[np.float64]
 
@@ -85,6 +89,13 @@ class BinSums:
     @classmethod
     def _summed(cls, exponent: int, bins: NDArray[np.int64], sums: Floats) -> Self:
         """Add up the sums of equal bins."""
+        low = bins.min(axis=0)
+        span = bins.max(axis=0) - low + 1
+        if np.prod(span.astype(float)) <= max(MANY_BINS, len(bins)):  # most often: some ten times as fast
+            place = np.ravel_multi_index(tuple((bins - low).T), tuple(span))
+            there = np.flatnonzero(np.bincount(place))
+            added = [np.bincount(place, column)[there] for column in sums.T]
+            return cls(exponent, np.stack(np.unravel_index(there, tuple(span)), axis=1) + low, np.stack(added, axis=1))
         codes = bins[:, 0] if bins.shape[1] == 1 else (bins[:, 0] << 32) + bins[:, 1]  # they have 32 bits each
         _, first, place = np.unique(codes, return_index=True, return_inverse=True)
         added = [np.bincount(place, column, len(first)) for column in sums.T]
@@ -114,8 +125,9 @@ class BinSums:
 
 def _exponent(values: Floats, most_bins: int) -> int:
     """Return that of bins of which few reach over nine tenths of the values on each axis; `in_sight` widens them."""
+    some = values[:: max(1, len(values) // ENOUGH_ROWS)]
     for tail in (0.05, TAIL, 0.0):  # nine tenths may be one value
-        low, high = np.quantile(values, [tail, 1 - tail], axis=0, method="nearest")
+        low, high = np.quantile(some, [tail, 1 - tail], axis=0, method="nearest")
         if spread := float((high - low).max()):
             break
     else:
