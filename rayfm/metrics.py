@@ -153,7 +153,7 @@ class RegressionSums(Sums):
     @classmethod
     def of(cls, raw: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Self:
         """Sum over rows with raw scores, labels and weights (None: 1 each), each of shape (num_rows,)."""
-        raw_, labels_, weights_ = _columns(raw, labels, weights)
+        raw_, labels_, weights_ = float64_columns(raw, labels, weights)
         with np.errstate(invalid="ignore", over="ignore"):  # a diverged model is reported by its NaN, not by a warning
             error = np.abs(raw_ - labels_)
             return cls(float(weights_.sum()), float(weights_ @ error**2), float(weights_ @ error))
@@ -190,7 +190,7 @@ class ClassificationSums(Sums):
     @classmethod
     def of(cls, raw: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Self:
         """Sum over rows with raw scores (before the sigmoid), labels 0 or 1 and weights (None: 1 each)."""
-        raw_, labels_, weights_ = _columns(raw, labels, weights)
+        raw_, labels_, weights_ = float64_columns(raw, labels, weights)
         positive, predicted = labels_ > 0.5, raw_ >= 0
         with np.errstate(invalid="ignore"):  # 0 · inf, when a row of weight 0 has an infinite loss
             loss = weights_ @ _log_losses(raw_, positive)
@@ -238,7 +238,7 @@ class RankingCounts:
     @classmethod
     def of(cls, raw: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Self:
         """Count rows with raw scores, labels 0 or 1 and weights (None: 1 each), each of shape (num_rows,)."""
-        _, labels_, weights_ = _columns(raw, labels, weights)
+        _, labels_, weights_ = float64_columns(raw, labels, weights)
         positive = labels_ > 0.5
         return cls._summed(
             np.asarray(raw, np.float32), np.where(positive, weights_, 0), np.where(positive, 0, weights_)
@@ -278,7 +278,7 @@ class RankingCounts:
         return float(self.positives @ (below + self.negatives / 2)) / pairs
 
 
-def _columns(
+def float64_columns(
     raw: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return the three columns as float64 of one length."""

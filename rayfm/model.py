@@ -277,6 +277,19 @@ class FactorizationMachine:
         )
 
 
+def largest(sizes: NDArray[Any], top: int) -> NDArray[np.int64]:
+    """Return where the `top` greatest sizes are, the greatest first, the lower number first among equals.
+
+    >>> largest(np.array([1.0, 3.0, 2.0, 3.0]), 3).tolist()
+    [1, 3, 2]
+    """
+    if top < len(sizes):
+        candidates = np.flatnonzero(sizes >= np.partition(sizes, -top)[-top]) if top else np.array([], int)
+    else:
+        candidates = np.arange(len(sizes))
+    return candidates[np.argsort(-sizes[candidates], kind="stable")][:top]
+
+
 def draw_parameters(arrays: Sequence[Float32Array], hyperparameters: Hyperparameters, seed: int) -> None:
     """Draw what a training run starts from into (bias, linear, factors), which need not be contiguous."""
     for index, (group, array) in enumerate(zip(GROUPS, arrays, strict=True)):

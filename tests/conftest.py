@@ -21,6 +21,7 @@ os.environ |= {
     "RAY_AUTH_MODE": "disabled",  # read when ray is imported
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_metrics_report_interval_ms": "1000",  # tests wait for them
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the node's address is 127.0.0.1
     "RAY_TMPDIR": SESSION.name,
     "RAY_USAGE_STATS_ENABLED": "0",

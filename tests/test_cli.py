@@ -25,7 +25,7 @@ from rayfm.formats import recordio, scores
 from rayfm.hyperparameters import HYPERPARAMETERS
 from rayfm.model import FactorizationMachine
 
-COMMANDS = ("train", "predict", "transform", "evaluate", "inspect", "export", "check", "jobs")
+COMMANDS = ("train", "predict", "transform", "evaluate", "inspect", "export", "check", "jobs", "report")
 REGRESSOR = ["--num-factors", "2", "--predictor-type", "regressor"]
 ROOT = Path(__file__).parents[1]
 

@@ -160,6 +160,7 @@ def test_run__is_listed_stopped_and_followed_to_its_end(invoke, ray_cluster, tmp
         followed = invoke("follow", "real")
         assert followed.exit_code == 1
         assert "epoch=0, train rmse" in followed.stdout
-        assert followed.stderr.endswith("Error for Training job real: Stopped. Reason: the job was stopped.\n")
+        reason = "Reason: the job was stopped. It can be resumed from epoch "
+        assert f"Error for Training job real: Stopped. {reason}" in followed.stderr
     finally:
         job.dismiss()

@@ -14,22 +14,39 @@ from rayfm.cli.data import check, evaluate, predict, transform
 from rayfm.cli.endpoints import deploy, endpoints
 from rayfm.cli.jobs import jobs
 from rayfm.cli.models import export, inspect
+from rayfm.cli.report import report
 from rayfm.cli.serve_config import serve_config
 from rayfm.cli.training import train
 
 
 @click.group(
     cls=CommandGroup,
-    commands=[train, predict, transform, evaluate, inspect, export, check, deploy, endpoints, serve_config, jobs],
+    commands=[
+        train,
+        predict,
+        transform,
+        evaluate,
+        inspect,
+        export,
+        check,
+        deploy,
+        endpoints,
+        serve_config,
+        jobs,
+        report,
+    ],
     invoke_without_command=True,
     examples=[
-        ("train on two workers", "rayfm train ratings.parquet --num-factors 16 --predictor-type regressor \\\n"
-         "    --instance-count 2 --job-name first"),
+        (
+            "train on two workers",
+            "rayfm train ratings.parquet --num-factors 16 --predictor-type regressor \\\n"
+            "    --instance-count 2 --job-name first",
+        ),
         ("score other rows with the model", "rayfm predict rayfm-output/first new.parquet --output scores.csv"),
         ("see what is in the model", "rayfm inspect rayfm-output/first"),
         ("serve it at http://127.0.0.1:8000/endpoints/first", "rayfm deploy rayfm-output/first --name first"),
     ],
-)  # fmt: skip
+)
 @click.version_option(__version__, prog_name="rayfm", message="%(prog)s %(version)s")
 @debug_option
 @click.pass_context

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -199,6 +198,8 @@ def found_job(name: str, *, output_path: str | None, address: str | None) -> Tra
 
 def summary(job: TrainingJob, described: dict[str, Any]) -> dict[str, Any]:
     """Return what `list` says of a job with such a job.json, JSON's types only."""
+    from rayfm.progress.wording import iso
+
     epochs = [event for event in job.directory.read_events() if event["event"] == "epoch"]
     return {
         "name": job.name,
@@ -231,31 +232,10 @@ def seconds_of(described: dict[str, Any]) -> float:
     return float(max(0.0, (described.get("ended") or now) - described["started"]))
 
 
-def iso(moment: float) -> str:
-    """Return a time in ISO 8601, UTC, to the second.
-
-    >>> iso(0)
-    '1970-01-01T00:00:00Z'
-    """
-    return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%dT%H:%M:%SZ}"
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in the units that one would say it in.
-
-    >>> duration(4.25), duration(75), duration(7265), duration(200_000)
-    ('4.2 s', '1 min 15 s', '2 h 1 min', '2 d 7 h')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    sizes = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-    index = next(index for index, (size, _) in enumerate(sizes) if seconds >= size)
-    (size, unit), (smaller, its_unit) = sizes[index : index + 2]
-    return f"{int(seconds // size)} {unit} {int(seconds % size // smaller)} {its_unit}"
-
-
 def table(found: Iterable[dict[str, Any]]) -> str:
     """Lay out summaries, a line each under a header."""
+    from rayfm.progress.wording import duration
+
     rows = [("name", "status", "started (UTC)", "duration", "epochs", "last measure")]
     for job in found:
         rows.append(
@@ -277,6 +257,8 @@ def _worded(name: str, value: float | None) -> str:
 
 def rendered(job: TrainingJob, described: dict[str, Any]) -> str:
     """Lay out what is known of a job, for people."""
+    from rayfm.progress.wording import duration
+
     short = summary(job, described)
     plain = {
         "name": job.name,

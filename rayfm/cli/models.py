@@ -12,6 +12,7 @@ import click
 from rayfm.cli.command import Command, debug_option
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from rayfm.model import FactorizationMachine
@@ -75,6 +76,8 @@ def described(model: FactorizationMachine, top: int) -> dict[str, Any]:
     """Return what there is to know of a model, and its `top` heaviest features."""
     import numpy as np
 
+    from rayfm.model import largest
+
     norms = np.sqrt(np.einsum("ij,ij->i", model.factors, model.factors, dtype=np.float64))
     return {
         "predictor_type": model.predictor_type,
@@ -85,21 +88,13 @@ def described(model: FactorizationMachine, top: int) -> dict[str, Any]:
         **model.facts,
         "hyperparameters": model.hyperparameters,
         "metrics": model.metrics,
-        "largest_linear": _largest(model.linear, np.abs(model.linear), top),
-        "largest_factors": _largest(norms, norms, top),
+        "largest_linear": _named(model.linear, largest(np.abs(model.linear), top)),
+        "largest_factors": _named(norms, largest(norms, top)),
     }
 
 
-def _largest(values: NDArray[Any], sizes: NDArray[Any], top: int) -> list[dict[str, Any]]:
-    """Return the features of the `top` greatest sizes and their values; the lower number first among equals."""
-    import numpy as np
-
-    if top < len(sizes):
-        candidates = np.flatnonzero(sizes >= np.partition(sizes, -top)[-top]) if top else np.array([], int)
-    else:
-        candidates = np.arange(len(sizes))
-    order = candidates[np.argsort(-sizes[candidates], kind="stable")][:top]
-    return [{"feature": int(feature), "value": float(values[feature])} for feature in order]
+def _named(values: NDArray[Any], features: NDArray[np.int64]) -> list[dict[str, Any]]:
+    return [{"feature": int(feature), "value": float(values[feature])} for feature in features]
 
 
 def rendered(found: dict[str, Any]) -> str:

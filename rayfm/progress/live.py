@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from rayfm.metrics import METRICS, Metric, default_metric
+from rayfm.metrics import METRICS, default_metric
 from rayfm.progress.events import Dispatcher, Event, as_number, quality
+from rayfm.progress.wording import counted, short_name, short_number
 
 WIDEST_BAR = 40
 BESIDE_THE_BAR = 46
@@ -61,7 +62,7 @@ class Live(Dispatcher):
         self._phase("reading, starting workers")
 
     def _on_start(self, event: Event) -> None:
-        self._say(f"{_counted(event['workers'], 'worker')} ready in {event['seconds']:.1f} s")
+        self._say(f"{counted(event['workers'], 'worker')} ready in {event['seconds']:.1f} s")
         self._phase("compiling")
 
     def _on_compile(self, event: Event) -> None:
@@ -163,31 +164,6 @@ class _EpochTable:
         return "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, self._widths, strict=False))
 
 
-def short_name(metric: Metric) -> str:
-    """Return the shortest name users know a measure by.
-
-    >>> short_name(METRICS["binary_classification_cross_entropy"]), short_name(METRICS["rmse"])
-    ('logloss', 'rmse')
-    """
-    return min((metric.name, *metric.aliases), key=len)
-
-
-def short_number(number: float) -> str:
-    """Return a count in three digits or so.
-
-    >>> short_number(999), short_number(254_321), short_number(8e6)
-    ('999', '254 k', '8 M')
-    """
-    for size, unit in ((1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"
-
-
 def _title(name: str) -> str:
     channel, measure = name.split(":")
     return f"{channel.replace('validation', 'valid.')} {short_name(METRICS[measure])}"
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

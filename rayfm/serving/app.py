@@ -193,10 +193,12 @@ class EndpointReplica:
         return Served(model, settings, json.dumps(jsonable(self._facts(model, settings))).encode())
 
     def check_health(self) -> None:
-        """Score a row; Serve replaces a replica in which that fails."""
+        """Score a row, every ten seconds or so; Serve replaces a replica in which that fails."""
         if self._served is None:
             raise RuntimeError(f"endpoint {self.name} has no model yet.")
         _score_a_row(self._served.model)
+        if self._observer is not None:
+            self._observer.remind()
 
     def __del__(self) -> None:
         """See that no request goes uncounted; Serve calls this when the replica has drained."""

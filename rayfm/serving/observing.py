@@ -97,6 +97,11 @@ class Observer:
         self._revision, self._model_uri = revision, model_uri
         self._model.set(1, self._labels(model_uri=model_uri))
 
+    def remind(self) -> None:
+        """Say anew which model answers: Ray forgets a gauge that has not been set for twenty seconds."""
+        if self._revision:
+            self._model.set(1, self._labels(model_uri=self._model_uri))
+
     def record(self, outcome: Outcome, request: Any, request_id: str, seconds: float) -> None:
         """Take note of a request; `request` is Starlette's."""
         self._counts[outcome.status, outcome.error] += 1

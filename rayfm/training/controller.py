@@ -20,6 +20,7 @@ import ray
 from rayfm.errors import RayfmError, StoppedError, StorageError
 from rayfm.storage import local_path
 from rayfm.training import cluster, job
+from rayfm.training.observing import TrainingObserver
 from rayfm.training.run import Event, Run
 from rayfm.training.spec import RunSpec
 
@@ -49,7 +50,8 @@ class RunController:
         self._spec = spec
         self._started, self._stop, self._over = threading.Event(), threading.Event(), threading.Event()
         self._log = _EventLog(spec.directory)
-        self._run = Run(spec, self._note, self._stop.is_set)
+        self._observer = TrainingObserver(spec.job_name)
+        self._run = Run(spec, self._tell, self._stop.is_set)
         facts = {"seed": self._run.seed, "ray_address": cluster.address(), "host": socket.gethostname()}
         self._status = _StatusFile(spec.directory, spec.facts() | facts)
         self._result: job.TrainingResult | RayfmError | None = None
@@ -78,7 +80,7 @@ class RunController:
             self._log.take_up(self._run.take_up())
         self._status.write()
         facts = {"job_name": spec.job_name, "directory": spec.directory.uri, "workers": spec.world_size}
-        self._log.add({"event": "job", **facts, "hyperparameters": spec.hyperparameters.as_dict()}, keep=True)
+        self._tell({"event": "job", **facts, "hyperparameters": spec.hyperparameters.as_dict()}, keep=True)
         for work in (self._live, self._beat):
             threading.Thread(target=work, daemon=True).start()
 
@@ -109,9 +111,9 @@ class RunController:
         assert self._result is not None
         return self._result
 
-    def _note(self, event: Event, keep: bool) -> None:
-        """Take an event of the run."""
+    def _tell(self, event: Event, keep: bool) -> None:
         self._log.add(event, keep)
+        self._observer(event)
         if event["event"] == "checkpoint" and event["uri"]:
             self._status.try_to_write(checkpoint=event["uri"])
 
@@ -131,7 +133,7 @@ class RunController:
         ended = time.time()
         while not self._status.try_to_write(ended=ended, **end) and time.time() < ended + PATIENCE_S:
             time.sleep(1.0)
-        self._log.add({"event": "end", "seconds": ended - began, **end}, keep=True)
+        self._tell({"event": "end", "seconds": ended - began, **end}, keep=True)
         self._over.set()
         time.sleep(LINGER_S)
         ray.kill(self._self)
@@ -140,6 +142,7 @@ class RunController:
         while not self._over.wait(HEARTBEAT_S):
             self._status.try_to_write()
             self._log.flush()
+            self._observer.remind()
 
 
 class _EventLog:

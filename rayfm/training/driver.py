@@ -134,6 +134,7 @@ def submit(
         details=dict(details or {}),
         resume=earlier is not None,
         seed=earlier.get("seed") if earlier else None,
+        started=earlier["started"] if earlier else None,
     )
     started = _start(spec, earlier)
     if embedded:

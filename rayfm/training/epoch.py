@@ -28,6 +28,8 @@ class Epoch:
         How long their slowest workers computed.
     seconds
         How long it took.
+    by_rank
+        Rows and seconds of each worker.
     """
 
     number: int
@@ -36,6 +38,7 @@ class Epoch:
     num_rows: int = 0
     computing_s: float = 0.0
     seconds: float = 0.0
+    by_rank: tuple[tuple[int, float], ...] = ()
 
     @classmethod
     def begin(cls, number: int, predictor_type: str) -> Self:
@@ -45,7 +48,8 @@ class Epoch:
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any], predictor_type: str) -> Self:
         """Return what `as_dict` was called on."""
-        return cls(**{**facts, "sums": sums_for(predictor_type)(*facts["sums"])})
+        by_rank = tuple((rows, seconds) for rows, seconds in facts["by_rank"])
+        return cls(**{**facts, "sums": sums_for(predictor_type)(*facts["sums"]), "by_rank": by_rank})
 
     def as_dict(self) -> dict[str, Any]:
         """Return it in JSON's types."""
@@ -61,6 +65,11 @@ class Epoch:
         """Add a round: what each worker reported of it."""
         self.rounds_done += 1
         self.computing_s += max(report.seconds for report in reports)
+        before = self.by_rank or ((0, 0.0),) * len(reports)
+        self.by_rank = tuple(
+            (rows + report.num_rows, seconds + report.seconds)
+            for (rows, seconds), report in zip(before, reports, strict=True)
+        )
         for report in reports:
             self.sums = self.sums + report.sums
             self.num_rows += report.num_rows
@@ -73,5 +82,8 @@ class Epoch:
             "seconds": self.seconds,
             "exchange_seconds": self.seconds - self.computing_s if is_exchanged else 0.0,
             "records_per_second": self.num_rows / max(self.seconds, 1e-9),
+            "workers": [
+                {"rank": rank, "rows": rows, "seconds": seconds} for rank, (rows, seconds) in enumerate(self.by_rank)
+            ],
             **{f"train:{name}": value for name, value in self.sums.values().items()},
         }

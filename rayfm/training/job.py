@@ -204,7 +204,12 @@ class JobDirectory:
         if not _exists(self.metrics_uri):
             return []
         *lines, _unfinished = read_bytes(self.metrics_uri).split(b"\n")
-        return [json.loads(line) for line in lines if line]
+        try:
+            return [json.loads(line) for line in lines if line]
+        except ValueError as error:
+            raise StorageError(
+                f"{self.metrics_uri} must have a JSON object on each line, got none: {error}."
+            ) from error
 
     def write_status(self, status: dict[str, Any]) -> None:
         """Replace job.json by `status`."""
@@ -253,7 +258,8 @@ class TrainingResult:
         The kept epoch's, such as ``{"train:rmse": …, "validation:rmse": …, "test:rmse": …}``.
     history
         One dict per epoch: ``epoch``, ``seconds``, ``exchange_seconds`` (of those, all in which not even the slowest
-        worker computed), ``records_per_second`` and metrics.
+        worker computed), ``records_per_second``, ``workers`` (``rank``, ``rows`` and computing ``seconds`` of each),
+        metrics, and ``evaluate_seconds`` where there are validation rows.
     best_epoch
         The epoch, from 0, whose parameters the model has.
     """

@@ -13,7 +13,7 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from rayfm import distributions
 from rayfm.batch import RowRules
 from rayfm.errors import (
     DataError,
@@ -102,7 +103,7 @@ class Run:
         self._first: FirstEpoch | None = None
         self._best, self._recovery = _Best(), Recovery(self._epoch(0))
         self._epochs = self._values.epochs
-        self._tested: dict[str, float] | None = None
+        self._held_out: dict[str, dict[str, float]] = {}
         self._patience = Patience(spec.round_timeout_s)
         self._checkpoints = Checkpoints(spec.directory.uri)
         self._writer = CheckpointWriter(self._checkpoints, self._emit)
@@ -340,7 +341,9 @@ class Run:
         """Validate an epoch, and let it be known."""
         epoch = record["epoch"]
         if is_validated:
-            judge, measured = self._judge(), self._evaluate(team, "validation")
+            judge, began = self._judge(), time.monotonic()
+            measured = self._evaluate(team, "validation")
+            record["evaluate_seconds"] = time.monotonic() - began
             record.update(_named("validation", measured))
             if np.isnan(measured[judge.name]):
                 raise DataError(
@@ -434,35 +437,59 @@ class Run:
             for report in (reports if epoch.number == len(self._history) else [])
             for batch, sums in report.running
         ]
-        event = {"event": "round", "epoch": epoch.number, "rows": epoch.num_rows, "running": running}
+        workers = [{"rank": each.rank, "rows": each.num_rows, "seconds": each.seconds} for each in reports]
+        event = {
+            "event": "round",
+            "epoch": epoch.number,
+            "rows": epoch.num_rows,
+            "running": running,
+            "workers": workers,
+        }
         self._emit(event, keep=bool(running))
 
-    def _evaluate(self, team: Team, channel: str, parameters: Any = None) -> dict[str, float]:
-        """Measure parameters, by default those that the workers have, on the rows of a channel."""
+    def _evaluate(
+        self, team: Team, channel: str, parameters: Any = None, *, detail_of: int | None = None
+    ) -> dict[str, float]:
+        """Measure parameters, by default those that the workers have, on the rows of a channel.
+
+        Parameters
+        ----------
+        detail_of
+            Also let it be known in detail how the scores lie, which are of this epoch.
+        """
+        in_detail = detail_of is not None
         parts = self._wait(
-            [worker.evaluate.remote(channel, parameters) for worker in team.workers],
+            [worker.evaluate.remote(channel, parameters, in_detail=in_detail) for worker in team.workers],
             f"evaluating {channel}",
             kind=f"evaluating {channel}",
         )
-        sums, ranking = parts[0]
-        for more, counts in parts[1:]:
+        sums, counts = parts[0]
+        for more, others in parts[1:]:
             sums = sums + more
-            ranking = counts if ranking is None else ranking if counts is None else ranking.merge(counts)
+            counts = others if counts is None else counts if others is None else counts.merge(others)
         measured: dict[str, float] = sums.values()
-        if isinstance(ranking, RankingCounts):
-            measured["auc"] = ranking.auc()
+        if isinstance(counts, RankingCounts):
+            measured["auc"] = counts.auc()
+        if in_detail and (scores := distributions.record(counts)):
+            self._emit({"event": "scores", "channel": channel, "epoch": detail_of, **scores})
         return measured
+
+    def _evaluate_kept(self, team: Team, best: _Best, channels: Collection[str]) -> dict[str, float]:
+        """Measure the parameters that are kept on the rows that are held out; return the measures of the test rows."""
+        for channel in sorted({"validation", "test"} & set(channels) - set(self._held_out)):
+            began = time.monotonic()
+            measured = self._evaluate(team, channel, best.parameters, detail_of=best.epoch)
+            self._held_out[channel] = _named(channel, measured)
+            if channel == "test":
+                self._emit({"event": "test", "seconds": time.monotonic() - began, **self._held_out[channel]})
+        return self._held_out.get("test", {})
 
     def _finish(self, team: Team, channels: dict[str, Blocks]) -> job.TrainingResult:
         """Test the best epoch's parameters and write the model."""
         best = self._best if self._best.epoch >= 0 else _Best(self._epochs - 1)
         record = self._history[best.epoch]
         metrics = {name: value for name, value in record.items() if ":" in name}
-        if "test" in channels:
-            if self._tested is None:
-                self._tested = _named("test", self._evaluate(team, "test", best.parameters))
-                self._emit({"event": "test", **self._tested})
-            metrics.update(self._tested)
+        metrics.update(self._evaluate_kept(team, best, channels))
         self._emit({"event": "upload"})
         directory = self.spec.directory
         uris = [directory.model_uri, *([directory.archive_uri] if self.spec.archive else [])]

@@ -42,8 +42,8 @@ class RunSpec:
         Tells this submission from others of the same directory.
     resume
         Go on from the newest checkpoint in the directory.
-    seed
-        That of the earlier submission; None for a new one, where the hyperparameters have none.
+    seed, started
+        Those of the earlier submission; None for a new one.
     """
 
     job_name: str
@@ -62,6 +62,7 @@ class RunSpec:
     claim: str = field(default_factory=lambda: secrets.token_hex(16))
     resume: bool = False
     seed: int | None = None
+    started: float | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return what job.json says from the first on."""
@@ -69,7 +70,7 @@ class RunSpec:
         return {
             "job_name": self.job_name,
             "status": job.IN_PROGRESS,
-            "started": now,
+            "started": now if self.started is None else self.started,
             "ended": None,
             "alive": now,
             "hyperparameters": self.hyperparameters.as_dict(),

@@ -15,6 +15,7 @@ import ray
 from numpy.typing import NDArray
 
 from rayfm.batch import SparseBatch
+from rayfm.distributions import ErrorCounts
 from rayfm.errors import DivergenceError, HyperparameterError
 from rayfm.kernels.tables import (
     CODES,
@@ -274,8 +275,14 @@ class Worker:
         self._epoch_sums += self._round_sums
         return self._round_sums, running
 
-    def evaluate(self, channel: str, parameters: Parameters | None) -> tuple[Sums, RankingCounts | None]:
-        """Return the metric sums of this worker's rows of a channel under its own or other parameters."""
+    def evaluate(
+        self, channel: str, parameters: Parameters | None, *, in_detail: bool = False
+    ) -> tuple[Sums, RankingCounts | ErrorCounts | None]:
+        """Return the metric sums of this worker's rows of a channel under its own or other parameters.
+
+        With the sums of a regressor come `ErrorCounts` only if asked for `in_detail`; with a classifier's, what its AUC
+        needs.
+        """
         from rayfm.kernels.scoring import score, score_by_table
 
         sums = self._sums_type()
@@ -290,12 +297,14 @@ class Worker:
             )
             sums += self._sums_type.of(*columns)
             scored.append(columns)
-        if not self.setup.hyperparameters.is_classifier or not scored:
+        is_classifier = self.setup.hyperparameters.is_classifier
+        if not scored or not (is_classifier or in_detail):
             return sums, None
         raw, labels, weights = zip(*scored, strict=True)
         if any(column is None for column in weights):
             weights = tuple(np.ones(len(r), "f4") if w is None else w for r, w in zip(raw, weights, strict=True))
-        return sums, RankingCounts.of(*(np.concatenate(columns) for columns in (raw, labels, weights)))
+        counts = RankingCounts if is_classifier else ErrorCounts
+        return sums, counts.of(*(np.concatenate(columns) for columns in (raw, labels, weights)))
 
     def parameters(self) -> Parameters:
         """Return a copy of this worker's parameters."""

@@ -5,11 +5,15 @@ import json
 import re
 import time
 
+import numpy as np
 import pytest
 import ray
 import requests
 
+from rayfm.model import FactorizationMachine
+from rayfm.serving.app import EndpointReplica
 from rayfm.serving.observing import Observer, Outcome
+from rayfm.serving.settings import Settings
 
 SCOPE = {"type": "http", "method": "POST", "path": "/endpoints/fm/invocations", "client": ("127.0.0.1", 4711)}
 
@@ -84,3 +88,18 @@ def test_metrics__reach_prometheus(observer):
             break
         time.sleep(0.5)
     assert not missing, re.findall(".*rayfm.*", text)
+
+
+def test_health_check__says_the_model_again_that_ray_has_forgotten(ray_cluster, tmp_path):
+    FactorizationMachine(0.5, np.ones(3, np.float32), np.zeros((3, 2), np.float32)).save(tmp_path / "m.safetensors")
+    replica = EndpointReplica("held", is_observed=True)
+    settings = Settings(str(tmp_path / "m.safetensors"), "r1", access_log=False)
+    asyncio.run(replica.reconfigure(settings.as_dict()))
+    url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    for is_there in (True, False, True):
+        if is_there:
+            replica.check_health()
+        deadline = time.monotonic() + 30
+        while is_there != bool(re.search('rayfm_endpoint_model{.*endpoint="held"', requests.get(url, timeout=10).text)):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)

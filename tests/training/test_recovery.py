@@ -17,6 +17,7 @@ from rayfm.formats import parquet
 from rayfm.reading import ReadOptions
 from rayfm.training import cluster, patience, recovery
 from rayfm.training import run as run_module
+from rayfm.training.checkpoint import Checkpoints
 from rayfm.training.first_epoch import FirstEpoch
 from rayfm.training.team import Team
 from tests.conftest import SECOND_RAY, SESSION, live_actors
@@ -172,8 +173,13 @@ def test_train__gives_up_when_the_same_happens_again_and_again(tmp_path):
     assert not (tmp_path / "job" / "model.safetensors").exists()
 
 
-def test_train__begins_anew_when_what_was_kept_is_lost_too(tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_written", [True, False])
+def test_train__goes_on_from_a_checkpoint_or_the_start_when_what_was_kept_is_lost_too(
+    tmp_path, monkeypatch, is_written
+):
     keep_always(monkeypatch)
+    if not is_written:
+        monkeypatch.setattr(Checkpoints, "newest", lambda _: None)
     resume = Team.resume
 
     def lose(team, state):
@@ -182,15 +188,23 @@ def test_train__begins_anew_when_what_was_kept_is_lost_too(tmp_path, monkeypatch
 
     monkeypatch.setattr(Team, "resume", lose)
     features, labels = problem()
-    run = {"workers": 2, "epochs": 4}
+    run = {"workers": 2, "epochs": 4, "validation": (held_out()[0], -held_out()[1])}
     killer = Killer("Worker", ("epoch", 2))
     disturbed = fit(tmp_path, features, labels, "disturbed", watcher=killer, **run)
     same_bits(disturbed, fit(tmp_path, features, labels, "undisturbed", **run))
-    assert [event["epoch"] for event in killer.of("restart")] == [2, 0]
+    first, second = (event["epoch"] for event in killer.of("restart"))
+    assert first == 2
+    assert 1 <= second <= 2 if is_written else second == 0
+    assert all(event["uri"] for event in killer.of("checkpoint"))
 
 
-def test_train__trains_the_best_epoch_again_when_its_parameters_are_lost(tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_written", [True, False])
+def test_train__has_the_best_epoch_from_a_checkpoint_or_trains_it_again_when_its_parameters_are_lost(
+    tmp_path, monkeypatch, is_written
+):
     keep_always(monkeypatch)
+    if not is_written:
+        monkeypatch.setattr(Checkpoints, "newest", lambda _: None)
     monkeypatch.setattr(run_module._Best, "forget_what_is_lost", lambda best: setattr(best, "parameters", None))
     features, labels = problem()
     run = {"workers": 2, "epochs": 5, "validation": (held_out()[0], -held_out()[1])}
@@ -198,7 +212,8 @@ def test_train__trains_the_best_epoch_again_when_its_parameters_are_lost(tmp_pat
     disturbed = fit(tmp_path, features, labels, "disturbed", watcher=killer, **run)
     same_bits(disturbed, fit(tmp_path, features, labels, "undisturbed", **run))
     assert disturbed.best_epoch == 0
-    assert [event["epoch"] for event in killer.of("restart")] == [0]
+    [restart] = killer.of("restart")
+    assert restart["epoch"] >= 1 if is_written else restart["epoch"] == 0
 
 
 def test_train__stops_early_once_whatever_is_lost_afterwards(tmp_path):

@@ -1,11 +1,9 @@
 """Runs that end before their time and are resumed."""
 
 import os
-import signal
 import time
 
 import pytest
-import ray
 
 from rayfm.errors import DataError, HyperparameterError, StoppedError, StorageError
 from rayfm.training import controller, driver, recovery
@@ -13,7 +11,7 @@ from rayfm.training import run as run_module
 from rayfm.training.checkpoint import FOLDER, Checkpoints
 from rayfm.training.job import JobDirectory
 from tests.conftest import SECOND_RAY
-from tests.training.test_recovery import Killer, held_out, keep_always, kill
+from tests.training.test_recovery import held_out, kill
 from tests.training.test_run import TASK, fit, problem, same_bits
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster", "no_leftovers"), SECOND_RAY]
@@ -147,37 +145,6 @@ def test_resume__needs_a_name_and_begins_what_has_not_begun(tmp_path):
     resumed, events = resume(tmp_path, epochs=1)
     assert "resume" not in [event["event"] for event in events]
     same_bits(resumed, fit(tmp_path, features, labels, "other", epochs=1))
-
-
-def test_checkpoints__what_was_kept_is_written_and_serves_when_it_is_lost(tmp_path, monkeypatch):
-    """The worker, and with it what was kept of it, is lost: the run goes on from the newest checkpoint."""
-    keep_always(monkeypatch)
-    monkeypatch.setattr(recovery.Recovery, "resume", lose_once(recovery.Recovery.resume))
-    features, labels = problem()
-    run = {"workers": 2, "epochs": 6, "shuffle": True, "validation": (held_out()[0], -held_out()[1])}
-    killer = Killer("Worker", ("epoch", 3))
-    disturbed = fit(tmp_path, features, labels, "disturbed", watcher=killer, **run)
-    same_bits(disturbed, fit(tmp_path, features, labels, "undisturbed", **run))
-    first, second = (event["epoch"] for event in killer.of("restart"))
-    assert first >= second >= 1
-    assert all(event["uri"] for event in killer.of("checkpoint"))
-
-
-def lose_once(resume):
-    """A `Recovery.resume` whose actors' states are lost when it is called first with some."""
-    lost = []
-
-    def resume_or_lose(self, team):
-        if self.states and not lost:
-            lost.append(self.states)
-            self.states = [ray.remote(die).remote(), *self.states[1:]]
-        return resume(self, team)
-
-    return resume_or_lose
-
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class RunController(controller.RunController):

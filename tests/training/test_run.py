@@ -239,6 +239,36 @@ def test_train__history_is_an_object_and_a_file(tmp_path):
     assert (status["status"], status["seed"], status["train_instance_count"]) == ("Completed", 5, 2)
 
 
+@pytest.mark.parametrize("task", ["regressor", "binary_classifier"])
+def test_train__tells_how_the_kept_scores_lie_and_what_each_worker_did(tmp_path, task):
+    features, labels = problem(classifier=task == "binary_classifier")
+    held_out = {
+        name: (features[rows], labels[rows]) for name, rows in (("validation", slice(200)), ("test", slice(99)))
+    }
+    events = []
+    result = fit(
+        tmp_path, features, labels, workers=3, predictor_type=task, epochs=3, early_stopping_patience=1,
+        watcher=events.append, **held_out,
+    )  # fmt: skip
+    told = {event["channel"]: event for event in events if event["event"] == "scores"}
+    assert {name: (event["weight"], event["epoch"]) for name, event in told.items()} == {
+        "validation": (200, result.best_epoch), "test": (99, result.best_epoch),
+    }  # fmt: skip
+    scores = result.model.predict(features[:99])
+    if task == "regressor":
+        error = told["test"]["error_mean"]
+        assert error == pytest.approx(np.mean(scores - labels[:99]), abs=1e-5)
+        assert told["test"]["label_variance"] == pytest.approx(labels[:99].var(), rel=1e-5)
+    else:
+        groups = np.array(told["test"]["calibration"])
+        assert groups[:, 0] @ groups[:, 2] == pytest.approx(scores.sum(), rel=1e-5)
+        assert told["test"]["positives"] == labels[:99].sum()
+    for epoch in result.history:
+        assert [(worker["rank"], worker["rows"]) for worker in epoch["workers"]] == [(0, 200), (1, 200), (2, 200)]
+        assert 0 < max(worker["seconds"] for worker in epoch["workers"]) <= epoch["seconds"]
+        assert epoch["evaluate_seconds"] > 0
+
+
 def test_train__files_that_do_not_say_their_width_follow_one_that_does(tmp_path):
     """The width is inferred from the first rows, and a lone worker trains on them while the others are read."""
     features, labels = problem(100)
