@@ -23,7 +23,7 @@ from rayfm.training import cluster, job, submission
 from rayfm.training.controller import NAMESPACE, RunController, actor_name
 from rayfm.training.instances import Instance, instance_of
 from rayfm.training.job import JobDirectory, TrainingResult
-from rayfm.training.jobs import TrainingJob, outlive
+from rayfm.training.jobs import POLL_S, TrainingJob, outlive
 from rayfm.training.resuming import check_resumable
 from rayfm.training.sources import FilesSource, as_source
 from rayfm.training.spec import RunSpec
@@ -174,16 +174,27 @@ def _earlier(directory: JobDirectory, values: Hyperparameters) -> dict[str, Any]
     if not directory.exists():
         return None
     earlier = TrainingJob(directory)
-    status = earlier.describe()
-    if status["status"] in job.RUNNING:
-        raise StorageError(
-            f"{directory.uri} holds a job that runs: it gave a sign of life {time.time() - status['alive']:.0f} s ago. "
-            "Attach to it, or stop it and resume it then."
-        )
+    status = _once_it_has_ended(earlier)
     if status["status"] == job.COMPLETED:
         raise StorageError(f"{directory.uri} holds a job that has completed: there is nothing to resume.")
     check_resumable(status["hyperparameters"], values.as_dict())
     earlier.dismiss()  # it may still be there, to tell of its end
+    return status
+
+
+def _once_it_has_ended(earlier: TrainingJob) -> dict[str, Any]:
+    """Return the status of a job that has ended, or died: where it cannot be asked, as its cluster has gone, wait."""
+    status = first = earlier.describe()
+    while status["status"] in job.RUNNING:
+        if earlier.is_known or status["alive"] != first["alive"]:
+            raise StorageError(
+                f"{earlier.directory.uri} holds a job that runs: it gave a sign of life "
+                f"{time.time() - status['alive']:.0f} s ago. Attach to it, or stop it and resume it then."
+            )
+        if status is first:
+            _LOG.warning("%s may still run, on another cluster: waiting for a sign of life.", earlier.directory.uri)
+        time.sleep(POLL_S)
+        status = earlier.describe()
     return status
 
 

@@ -103,6 +103,11 @@ class TrainingJob:
         return cls(running[0])
 
     @property
+    def is_known(self) -> bool:
+        """Whether its controller is on the cluster that this process is connected to."""
+        return self._controller is not None
+
+    @property
     def _controller(self) -> Any:
         """The job's actor, None when it has gone or runs on a cluster to which this process is not connected."""
         here = cluster.address()

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from rayfm.errors import DataError, HyperparameterError, StoppedError, StorageError
-from rayfm.training import controller, driver, recovery
+from rayfm.training import addresses, controller, driver, jobs, recovery
 from rayfm.training import run as run_module
 from rayfm.training.checkpoint import FOLDER, Checkpoints
 from rayfm.training.job import JobDirectory
@@ -181,7 +181,7 @@ def test_controller__killed_the_job_is_resumed_to_the_same_bits(tmp_path, monkey
     assert sorted(os.listdir(tmp_path / "job")) == ["job.json", "metrics.jsonl", "model.safetensors"]
 
 
-def test_job__that_was_stopped_is_resumed_at_once_and_one_that_runs_or_has_completed_is_not(tmp_path):
+def test_job__that_was_stopped_or_lost_is_resumed_and_one_that_runs_or_has_completed_is_not(tmp_path, monkeypatch):
     features, labels = problem()
     run = {"labels": labels, "job_name": "job", "output_path": str(tmp_path)}
     job = driver.submit(features, hyperparameters=TASK | {"epochs": 10**6}, **run)
@@ -194,6 +194,11 @@ def test_job__that_was_stopped_is_resumed_at_once_and_one_that_runs_or_has_compl
     with pytest.raises(HyperparameterError, match="num_factors"):
         driver.submit(features, hyperparameters=TASK | {"num_factors": 9}, resume=True, **run)
     stopped = job.describe()
+    lost = {**stopped, "status": "InProgress", "ended": None, "ray_address": "10.255.255.1:6379", "alive": time.time()}
+    job.dismiss()
+    job.directory.write_status(lost)  # its cluster has gone
+    monkeypatch.setattr(jobs, "SILENCE_S", 3.0)
+    monkeypatch.setattr(addresses, "KNOCK_TIMEOUT_S", 0.1)
     assert stopped["reason"].startswith("the job was stopped. It can be resumed from epoch ")
     epochs = Checkpoints(job.directory.uri).newest().facts.epoch["number"] + 1
     again = driver.submit(features, hyperparameters=TASK | {"epochs": epochs}, resume=True, **run)
