@@ -114,7 +114,7 @@ class RunController:
     def _tell(self, event: Event, keep: bool) -> None:
         self._log.add(event, keep)
         self._observer(event)
-        if event["event"] == "checkpoint" and event["uri"]:
+        if event["event"] in ("checkpoint", "resume") and event["uri"]:
             self._status.try_to_write(checkpoint=event["uri"])
 
     def _exit_unless_started(self) -> None:
@@ -126,12 +126,13 @@ class RunController:
         try:
             self._result = result = self._run.execute()
             end = {"status": job.COMPLETED, "metrics": result.metrics, "best_epoch": result.best_epoch}
+            kept: dict[str, Any] = {"checkpoint": None}
         except RayfmError as error:
-            self._result = error
+            self._result, kept = error, {}
             status = job.STOPPED if isinstance(error, StoppedError) else job.FAILED
             end = {"status": status, "reason": str(error), "error": type(error).__name__}
         ended = time.time()
-        while not self._status.try_to_write(ended=ended, **end) and time.time() < ended + PATIENCE_S:
+        while not self._status.try_to_write(ended=ended, **end, **kept) and time.time() < ended + PATIENCE_S:
             time.sleep(1.0)
         self._tell({"event": "end", "seconds": ended - began, **end}, keep=True)
         self._over.set()

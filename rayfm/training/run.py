@@ -134,14 +134,19 @@ class Run:
         checkpoint, notes = for_this_run(checkpoint, self._values, self.spec.world_size, self.seed)
         facts = self._resumed = checkpoint.facts
         self._history = list(facts.history)
-        self._best = _Best(facts.best_epoch, facts.best_value)
+        if "validation" in self.spec.channels and self._judges_as(facts):
+            self._best = _Best(facts.best_epoch, facts.best_value)
         self._go_on_from(checkpoint)
         epoch = self._recovery.epoch
+        self._epochs = max(self._epochs, epoch.number + epoch.is_begun)
         self._on_resuming |= {"epoch": epoch.number, "round": epoch.rounds_done, "place": facts.place}
         self._on_resuming |= {"uri": checkpoint.uri, "notes": notes}
         if self._is_worn_out(epoch.number - 1):
             self._epochs = epoch.number
         return epoch.number
+
+    def _judges_as(self, facts: Facts) -> bool:
+        return facts.hyperparameters.get("early_stopping_metric") == self._values.early_stopping_metric
 
     def execute(self) -> job.TrainingResult:
         """Run to the end.

@@ -128,6 +128,23 @@ def test_resume__other_rates_and_more_epochs_are_taken_and_said(tmp_path):
     assert len(resumed.history) == 5
 
 
+def test_resume__fewer_epochs_than_are_done_or_begun_keep_these(tmp_path):
+    stop(tmp_path, Stopper("epoch", 3), epochs=9, workers=2, rounds_per_epoch=8)
+    begun(tmp_path)
+    place = Checkpoints(str(tmp_path / "job")).newest().facts.epoch
+    resumed, _ = resume(tmp_path, epochs=2, workers=2, rounds_per_epoch=8)
+    assert len(resumed.history) == place["number"] + (place["rounds_done"] > 0)
+
+
+def test_resume__another_metric_finds_its_own_best_epoch(tmp_path):
+    run = {"epochs": 4, "validation": (held_out()[0], -held_out()[1])}  # the first epoch is the best by both
+    stop(tmp_path, Stopper("epoch", 1), **run)
+    begun(tmp_path)
+    done = Checkpoints(str(tmp_path / "job")).newest().facts.epoch["number"]
+    resumed, _ = resume(tmp_path, early_stopping_metric="mae", **run)
+    assert resumed.best_epoch == done
+
+
 def test_resume__another_kind_of_model_or_other_data_is_refused(tmp_path):
     stop(tmp_path, Stopper("epoch", 1), epochs=3)
     begun(tmp_path)
