@@ -62,6 +62,21 @@ def keep_always(monkeypatch):
     monkeypatch.setattr(recovery, "SHARE_OF_KEEPING", 1e9)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster, tmp_path_factory):
+    """A function that trains on `problem` as told; what it has trained already it knows."""
+    known = {}
+
+    def train(**run):
+        validation = run.get("validation")
+        key = repr(sorted({**run, "validation": None if validation is None else float(validation[1].sum())}.items()))
+        if key not in known:
+            known[key] = fit(tmp_path_factory.mktemp("undisturbed"), *problem(), **run)
+        return known[key]
+
+    return train
+
+
 def held_out():
     return problem(200, seed=1)
 
@@ -70,44 +85,44 @@ def held_out():
     ("victim", "optimizer"),
     [("Worker", "adam"), ("Worker", "ftrl"), ("Worker", "adagrad"), ("ParameterServer", "adam")],
 )
-def test_train__goes_on_to_the_same_bits_when_an_actor_is_killed(tmp_path, victim, optimizer):
+def test_train__goes_on_to_the_same_bits_when_an_actor_is_killed(tmp_path, victim, optimizer, undisturbed):
     features, labels = problem()
     run = {"workers": 2, "epochs": 4, "optimizer": optimizer, "validation": held_out(), "shuffle": True}
     killer = Killer(victim, ("epoch", 1))
     disturbed = fit(tmp_path, features, labels, "disturbed", watcher=killer, **run)
-    undisturbed = fit(tmp_path, features, labels, "undisturbed", **run)
-    same_bits(disturbed, undisturbed)
+    expected = undisturbed(**run)
+    same_bits(disturbed, expected)
     assert [event["epoch"] for event in killer.of("restart")] == [0]
     assert "its process died" in killer.of("restart")[0]["reason"]
     assert [event["epoch"] for event in killer.of("epoch")] == [0, 1, 2, 3]
-    assert disturbed.best_epoch == undisturbed.best_epoch
-    assert disturbed.metrics == pytest.approx(undisturbed.metrics)
+    assert disturbed.best_epoch == expected.best_epoch
+    assert disturbed.metrics == pytest.approx(expected.metrics)
 
 
 @pytest.mark.parametrize(("workers", "optimizer"), [(1, "adam"), (2, "ftrl")])
-def test_train__goes_on_from_what_was_kept(tmp_path, monkeypatch, workers, optimizer):
+def test_train__goes_on_from_what_was_kept(tmp_path, monkeypatch, workers, optimizer, undisturbed):
     keep_always(monkeypatch)
     features, labels = problem()
     run = {"workers": workers, "epochs": 5, "optimizer": optimizer}
     killer = Killer("Worker", ("epoch", 2), ("epoch", 3))
     disturbed = fit(tmp_path, features, labels, "disturbed", watcher=killer, **run)
-    same_bits(disturbed, fit(tmp_path, features, labels, "undisturbed", **run))
+    same_bits(disturbed, undisturbed(**run))
     assert [event["epoch"] for event in killer.of("restart")] == [2, 3]
     assert len(killer.of("restart")) == 2
 
 
-def test_train__keeps_the_best_epoch_over_a_restart(tmp_path, monkeypatch):
+def test_train__keeps_the_best_epoch_over_a_restart(tmp_path, monkeypatch, undisturbed):
     """The best one lies before what was kept: nobody can train it again."""
     keep_always(monkeypatch)
     features, labels = problem()
     opposite = held_out()[0], -held_out()[1]  # the more is learned, the worse it becomes
-    run = {"workers": 2, "epochs": 6, "validation": opposite}
-    killer = Killer("Worker", ("epoch", 4))
+    run = {"workers": 2, "epochs": 5, "validation": opposite}
+    killer = Killer("Worker", ("epoch", 3))
     disturbed = fit(tmp_path, features, labels, "disturbed", watcher=killer, **run)
-    undisturbed = fit(tmp_path, features, labels, "undisturbed", **run)
-    assert undisturbed.best_epoch == 0
-    assert [event["epoch"] for event in killer.of("restart")] == [4]
-    same_bits(disturbed, undisturbed)
+    expected = undisturbed(**run)
+    assert expected.best_epoch == 0
+    assert [event["epoch"] for event in killer.of("restart")] == [3]
+    same_bits(disturbed, expected)
 
 
 def test_train__survives_the_loss_of_a_lone_worker_while_it_reads(tmp_path):
@@ -144,21 +159,21 @@ def test_train__survives_the_loss_of_a_task_that_reads(tmp_path):
     same_bits(disturbed, fit(tmp_path, str(path), None, "undisturbed", workers=2, **run))
 
 
-def test_train__survives_the_loss_of_the_worker_that_writes_the_model(tmp_path):
+def test_train__survives_the_loss_of_the_worker_that_writes_the_model(tmp_path, undisturbed):
     features, labels = problem()
     killer = Killer("Worker", ("upload", None))
     disturbed = fit(tmp_path, features, labels, "disturbed", watcher=killer, epochs=2)
-    same_bits(disturbed, fit(tmp_path, features, labels, "undisturbed", epochs=2))
+    same_bits(disturbed, undisturbed(epochs=2))
     assert len(killer.of("restart")) == 1
 
 
-def test_train__replaces_a_worker_that_hangs(tmp_path, monkeypatch):
+def test_train__replaces_a_worker_that_hangs(tmp_path, monkeypatch, undisturbed):
     monkeypatch.setattr(patience, "AT_LEAST_S", 1.0)
     features, labels = problem()
-    run = {"workers": 2, "epochs": 4}
+    run = {"workers": 2, "epochs": 4, "optimizer": "adam", "validation": held_out(), "shuffle": True}
     killer = Killer("Worker", ("epoch", 1), how=signal.SIGSTOP)
     disturbed = fit(tmp_path, features, labels, "disturbed", watcher=killer, **run)
-    same_bits(disturbed, fit(tmp_path, features, labels, "undisturbed", **run))
+    same_bits(disturbed, undisturbed(**run))
     reasons = [event["reason"] for event in killer.of("restart")]
     assert re.match(r".*epoch \d, round \d,? timed out after [\d.]+ s: no answer from ranks \[", reasons[0])
     assert len(reasons) == 1
@@ -175,7 +190,7 @@ def test_train__gives_up_when_the_same_happens_again_and_again(tmp_path):
 
 @pytest.mark.parametrize("is_written", [True, False])
 def test_train__goes_on_from_a_checkpoint_or_the_start_when_what_was_kept_is_lost_too(
-    tmp_path, monkeypatch, is_written
+    tmp_path, monkeypatch, is_written, undisturbed
 ):
     keep_always(monkeypatch)
     if not is_written:
@@ -188,10 +203,10 @@ def test_train__goes_on_from_a_checkpoint_or_the_start_when_what_was_kept_is_los
 
     monkeypatch.setattr(Team, "resume", lose)
     features, labels = problem()
-    run = {"workers": 2, "epochs": 4, "validation": (held_out()[0], -held_out()[1])}
+    run = {"workers": 2, "epochs": 4, "optimizer": "adam", "validation": held_out(), "shuffle": True}
     killer = Killer("Worker", ("epoch", 2))
     disturbed = fit(tmp_path, features, labels, "disturbed", watcher=killer, **run)
-    same_bits(disturbed, fit(tmp_path, features, labels, "undisturbed", **run))
+    same_bits(disturbed, undisturbed(**run))
     first, second = (event["epoch"] for event in killer.of("restart"))
     assert first == 2
     assert 1 <= second <= 2 if is_written else second == 0
@@ -200,7 +215,7 @@ def test_train__goes_on_from_a_checkpoint_or_the_start_when_what_was_kept_is_los
 
 @pytest.mark.parametrize("is_written", [True, False])
 def test_train__has_the_best_epoch_from_a_checkpoint_or_trains_it_again_when_its_parameters_are_lost(
-    tmp_path, monkeypatch, is_written
+    tmp_path, monkeypatch, is_written, undisturbed
 ):
     keep_always(monkeypatch)
     if not is_written:
@@ -210,7 +225,7 @@ def test_train__has_the_best_epoch_from_a_checkpoint_or_trains_it_again_when_its
     run = {"workers": 2, "epochs": 5, "validation": (held_out()[0], -held_out()[1])}
     killer = Killer("Worker", ("epoch", 3))
     disturbed = fit(tmp_path, features, labels, "disturbed", watcher=killer, **run)
-    same_bits(disturbed, fit(tmp_path, features, labels, "undisturbed", **run))
+    same_bits(disturbed, undisturbed(**run))
     assert disturbed.best_epoch == 0
     [restart] = killer.of("restart")
     assert restart["epoch"] >= 1 if is_written else restart["epoch"] == 0
