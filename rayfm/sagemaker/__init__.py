@@ -1,6 +1,6 @@
 """The API of SageMaker's Python SDK for factorization machines, on Ray.
 
-A script for ``sagemaker.FactorizationMachines`` changes its import and keeps the rest::
+A script for ``sagemaker.FactorizationMachines`` changes its import and keeps the rest:
 
     from rayfm.sagemaker import FactorizationMachines  # was: from sagemaker import FactorizationMachines
     from rayfm import sagemaker                        # was: import sagemaker
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rayfm.errors import JobFailedError
 
 UnexpectedStatusException = JobFailedError
+"""SageMaker's name of `rayfm.errors.JobFailedError`."""
 
 _HOMES = {
     "BytesDeserializer": "rayfm.sagemaker.serializers",
