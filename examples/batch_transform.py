@@ -1,4 +1,4 @@
-"""Batch transform: score files of new rows, each into a file of its own, with what identifies the rows beside the scores.
+"""Batch transform: score files of new rows, each into a file of its own, the rows' uids beside the scores.
 
     python examples/batch_transform.py [FOLDER]
 

@@ -55,8 +55,8 @@ predictor = fm.deploy(
     deserializer=sagemaker.deserializers.JSONDeserializer(),
 )
 answer = predictor.predict(test_features[:5])
-for rating, prediction in zip(test_ratings, answer["predictions"]):
-    print(f"rated {rating:.1f}, predicted {prediction['score']:.1f}")
+for row, prediction in enumerate(answer["predictions"]):
+    print(f"rated {test_ratings[row]:.1f}, predicted {prediction['score']:.1f}")
 
 transformer = fm.transformer(
     instance_count=1, instance_type=instance_type, accept="application/jsonlines", assemble_with="Line"
