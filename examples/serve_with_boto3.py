@@ -2,8 +2,8 @@
 
     pip install boto3 && python examples/serve_with_boto3.py
 
-The only thing that boto3 is told is where the endpoints are. It signs its requests, so it wants a key, whatever it is; of
-an endpoint with API keys (`api_keys` of `deploy`), one of them must be the `aws_access_key_id`.
+The only thing that boto3 is told is where the endpoints are. It signs its requests, so it wants a key, whatever it is;
+where an endpoint has API keys (`api_keys` of `deploy`), one of them must be the `aws_access_key_id`.
 """
 
 from __future__ import annotations

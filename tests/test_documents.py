@@ -51,6 +51,13 @@ def test_text__names_commands_that_there_are():
             assert name in cli.commands, document
 
 
+def test_readme__names_tests_that_there_are():
+    named = re.findall(r"`pytest (\S+) -k (\w+)`", (ROOT / "README.md").read_text())
+    assert named
+    for file, part in named:
+        assert re.search(rf"^def test_\w*{part}", (ROOT / file).read_text(), re.M)
+
+
 def script_commands():
     """Scripts and their arguments, by what stands in a document: in a block, in a table or in a docstring."""
     texts = [block.text.replace("\\\n", " ") for block in BLOCKS if block.language == "sh"]
