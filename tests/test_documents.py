@@ -1,17 +1,21 @@
 """Every block of code in the documents runs, or says why it does not; then its commands are at least parsed."""
 
 import argparse
+import contextlib
+import io
 import re
 import runpy
 import shutil
 import subprocess
 import sys
 
+import boto3
 import click
 import pytest
 from click.testing import CliRunner
 
 from rayfm.cli import cli
+from tests.conftest import BUCKET
 from tests.documents import DOCUMENTS, ROOT, blocks, parse, rayfm_commands, simple_commands
 
 BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
@@ -93,63 +97,75 @@ def test_script__takes_the_arguments_that_are_shown(line, monkeypatch):
         runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
-@pytest.fixture
-def checkout(ray_cluster, serve_url, bucket, tmp_path, monkeypatch):
-    """A function that runs a block as if in a checkout, on the session's Ray, and returns what is printed.
+class Checkout:
+    """Runs blocks as if in a checkout, on the session's Ray. Where documents say BUCKET there is one.
 
-    Where a document says BUCKET there is a bucket, with made-up clicks in it.
+    A command that is shown again, word by word, is not run again.
     """
-    if shutil.which("curl") is None:
-        pytest.skip("documents show curl, and there is none")
-    for folder in ("examples", "cluster"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    monkeypatch.setattr("rayfm.training.cluster.is_embedded", lambda: False)  # `rayfm deploy` would serve until Ctrl-C
 
-    import made_up
+    def __init__(self, url, bucket):
+        self._places = {"http://127.0.0.1:8000": url, "s3://BUCKET/": f"s3://{bucket}/"}
+        self._done = set()
 
-    made_up.write("clicks", tmp_path / "in-bucket", 500)
-    for path in (tmp_path / "in-bucket").rglob("*.parquet"):
-        bucket.upload_file(str(path), f"clicks/{path.relative_to(tmp_path / 'in-bucket')}")
-    session = {"__name__": "session"}
+    def run(self, block, session):
+        """Run a block; `session` has the names of the document's Python. Return what is printed."""
+        text = block.text
+        for shown, meant in self._places.items():
+            text = text.replace(shown, meant)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            if block.language == "python":
+                exec(compile(text, block.place, "exec"), session)
+            else:
+                for line in block._replace(text=text).commands:
+                    self._command(line)
+        return printed.getvalue()
 
-    def command(line):
-        parts = simple_commands(line)
-        if len(parts) == 1 and parts[0][0] == "rayfm":
-            result = CliRunner().invoke(cli, parts[0][1:], prog_name="rayfm")
+    def _command(self, line):
+        words, *others = simple_commands(line)
+        if tuple(words) in self._done:
+            return
+        if not others and words[0] == "rayfm":
+            result = CliRunner().invoke(cli, words[1:], prog_name="rayfm")
             assert result.exit_code == 0, f"{line}\n{result.output}"
             print(result.output)
-        elif len(parts) == 1 and re.fullmatch(rf"python {SCRIPT}", " ".join(parts[0][:2])):
-            with monkeypatch.context() as patch:
-                patch.setattr(sys, "argv", parts[0][1:])
-                runpy.run_path(parts[0][1], run_name="__main__")
+        elif not others and re.fullmatch(rf"python {SCRIPT}", " ".join(words[:2])):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, "argv", words[1:])
+                runpy.run_path(words[1], run_name="__main__")
         else:
             shell = ["bash", "-euo", "pipefail", "-c", line.replace("curl ", "curl --silent --show-error --fail ")]
             print(subprocess.run(shell, check=True, capture_output=True, text=True).stdout)
-
-    def run(block):
-        text = block.text.replace("s3://BUCKET/", f"s3://{bucket.name}/").replace("http://127.0.0.1:8000", serve_url)
-        if block.language == "python":
-            exec(compile(text, block.place, "exec"), session)
-        for line in block._replace(text=text).commands if block.language == "sh" else ():
-            command(line)
-
-    return run
+        self._done.add(tuple(words))
 
 
-def run_all(document, run, capsys):
-    """Run what is to be run, in its order; return the printed texts by beginnings of their blocks."""
-    printed = {}
-    for block in blocks(document):
-        if block.language in RUN and not block.mark:
-            run(block)
-            printed[block.text.splitlines()[0]] = capsys.readouterr().out
-    return printed
+@pytest.fixture(scope="module")
+def printed(ray_cluster, serve_url, s3_endpoint, tmp_path_factory):
+    """What is printed when all is run that is to be run, in its order: by document, then by a block's first line."""
+    if shutil.which("curl") is None:
+        pytest.skip("documents show curl, and there is none")
+    folder, bucket = tmp_path_factory.mktemp("checkout"), boto3.resource("s3").Bucket(BUCKET)
+    for name in ("examples", "cluster"):
+        (folder / name).symlink_to(ROOT / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(ROOT / "examples"))
+        patch.setattr("rayfm.training.cluster.is_embedded", lambda: False)  # `rayfm deploy` would serve until Ctrl-C
+        import made_up
+
+        made_up.write("clicks", folder / "clicks-in-bucket", 500)
+        for path in (folder / "clicks-in-bucket").rglob("*.parquet"):
+            bucket.upload_file(str(path), f"clicks/{path.relative_to(folder / 'clicks-in-bucket')}")
+        found, checkout = {}, Checkout(serve_url, BUCKET)
+        for document in DOCUMENTS:
+            session = {"__name__": "session"}
+            wanted = [block for block in blocks(document) if block.language in RUN and not block.mark]
+            found[document] = {block.text.splitlines()[0]: checkout.run(block, session) for block in wanted}
+        yield found
+    bucket.objects.all().delete()
 
 
-def starting(printed, beginning):
-    (text,) = [text for line, text in printed.items() if line.startswith(beginning)]
+def starting(texts, beginning):
+    (text,) = [text for line, text in texts.items() if line.startswith(beginning)]
     return text
 
 
@@ -157,37 +173,51 @@ def numbers(pattern, text):
     return [float(number) for number in re.findall(pattern, text)]
 
 
-def test_readme__runs(checkout, capsys):
-    printed = run_all("README.md", checkout, capsys)
-    assert 0.8 < float(starting(printed, "import numpy").split()[0]) <= 1
-    commands = starting(printed, "python examples/made_up.py")
+def test_readme__trains_serves_and_scores(printed):
+    texts = printed["README.md"]
+    assert 0.8 < float(starting(texts, "import numpy").split()[0]) < 1
+    commands = starting(texts, "python examples/made_up.py")
     assert 0.75 < numbers(r"\nauc +([\d.]+)", commands)[0] < 1
     assert re.search(r"^clicks +Completed ", commands, re.M)
-    assert len(numbers(r'"score": ?([\d.]+)', starting(printed, "curl "))) == 1
-    *log, first, second, third = starting(printed, "from rayfm.sagemaker").splitlines()
+    assert len(numbers(r'"score": ?([\d.]+)', starting(texts, "curl "))) == 1
+    *log, first, second, third = starting(texts, "from rayfm.sagemaker").splitlines()
     assert any(line.endswith(" Completed - Training job completed") for line in log)
     assert all(0 <= float(score) <= 1 for score in (first, second, third))
 
 
-def test_guides__run(checkout, capsys):
-    printed = run_all("examples/README.md", checkout, capsys)
-    assert numbers(r"test:rmse +([\d.]+)", starting(printed, "python examples/made_up.py ratings"))[0] < 0.8
-    assert len(numbers(r"\b(\d+)\b", starting(printed, "import numpy").partition("]")[0])) == 5
-    assert 0.75 < numbers(r"\nauc +([\d.]+)", starting(printed, "python examples/made_up.py clicks"))[0] < 1
-    moved = starting(printed, "python examples/moved_from_sagemaker.py")
-    pairs = re.findall(r"rated ([\d.]+), predicted ([\d.]+)", moved)
-    assert len(pairs) == 5 and all(abs(float(rated) - float(predicted)) < 1.5 for rated, predicted in pairs)
-    assert "400 rows of 1 files scored" in moved
-    assert re.search(r"^status +Completed$", starting(printed, "rayfm train clicks/train"), re.M)
-    assert len(re.findall(r'"uid": ?"new-[01]"', starting(printed, "rayfm transform"))) == 2
-    assert "1000 rows of 2 files scored" in starting(printed, "python examples/batch_transform.py")
+def test_guides__come_to_what_they_promise(printed):
+    texts = printed["examples/README.md"]
+    assert numbers(r"test:rmse +([\d.]+)", starting(texts, "python examples/made_up.py ratings"))[0] < 0.8
+    assert len(numbers(r"\b(\d+)\b", starting(texts, "import numpy").partition("]")[0])) == 5
+    assert re.search(r"^status +Completed$", starting(texts, "rayfm train clicks/train"), re.M)
+    assert len(re.findall(r'"uid": ?"new-[01]"', starting(texts, "rayfm transform"))) == 2
     (asked,), (again,) = (
-        numbers(r"score['\"]: ?([\d.]+)", starting(printed, beginning)) for beginning in ("curl ", "import json")
+        numbers(r"score['\"]: ?([\d.]+)", starting(texts, beginning)) for beginning in ("curl ", "import json")
     )
     assert asked == again
-    assert len(numbers(r"score ([\d.]+), label [01]", starting(printed, "python examples/serve_with_boto3.py"))) == 3
 
 
-def test_guide_to_clusters__runs(checkout, capsys):
-    printed = run_all("cluster/README.md", checkout, capsys)
-    assert len(printed) == 2
+def test_example__moved_from_sagemaker_runs(printed):
+    text = starting(printed["examples/README.md"], "python examples/moved_from_sagemaker.py")
+    pairs = re.findall(r"rated ([\d.]+), predicted ([\d.]+)", text)
+    assert len(pairs) == 5 and all(abs(float(rated) - float(predicted)) < 1.5 for rated, predicted in pairs)
+    assert "400 rows of 1 files scored" in text
+
+
+def test_example__batch_transform_writes_an_output_for_each_input(printed):
+    text = starting(printed["examples/README.md"], "python examples/batch_transform.py")
+    assert "1000 rows of 2 files scored" in text
+    assert re.findall(r"scores/(\w+)\.parquet\.out: row new-\d+, advertisement \d+: 0\.\d", text) == [
+        "monday",
+        "tuesday",
+    ]
+
+
+def test_example__serving_with_boto3_answers(printed):
+    text = starting(printed["examples/README.md"], "python examples/serve_with_boto3.py")
+    assert len(numbers(r"score ([\d.]+), label [01]", text)) == 3
+
+
+def test_guide_to_clusters__lists_the_jobs_of_the_bucket(printed):
+    first, _ = printed["cluster/README.md"].values()
+    assert re.search(r"^clicks +Completed ", first, re.M)
