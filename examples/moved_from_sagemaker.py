@@ -67,7 +67,6 @@ transformer.transform(
     content_type="application/x-recordio-protobuf",
     split_type="RecordIO",
 )
-transformer.wait()
 print("scores of all test rows:", transformer.output_path)
 
 predictor.delete_endpoint()
