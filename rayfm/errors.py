@@ -1,6 +1,6 @@
 """Everything rayfm raises on purpose.
 
-::
+One tree of classes:
 
     RayfmError
     ├── HyperparameterError (ValueError)   a hyperparameter is unknown, of the wrong type or out of range

@@ -1,4 +1,4 @@
-"""The recipes in examples/, run on the real data sets when they are on this machine.
+"""The recipes in examples/, run on the real data sets when they are on this machine. (test_documents.py runs the rest.)
 
 None of the data may be passed on, so none is in the repository; the tests look for it in ``RAYFM_TEST_DATA``, or in
 ``shared/data`` beside the checkout. The figures asserted are the floors that the README states.

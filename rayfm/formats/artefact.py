@@ -1,6 +1,6 @@
 """The model file: a safetensors file, so that every language with a reader of that format can open it.
 
-Byte by byte, all numbers little-endian::
+Byte by byte, all numbers little-endian:
 
     0          u64       length N of the header, at most 1 MiB
     8          N bytes   header: one JSON object in UTF-8, padded with spaces so that 8 + N is a multiple of 64
@@ -9,30 +9,28 @@ Byte by byte, all numbers little-endian::
 The header maps each tensor to ``{"dtype": "F32", "shape": [...], "data_offsets": [begin, end]}``, offsets in bytes
 from the start of the data section:
 
-========== =========================== ===================================================
-tensor     shape                       content
-========== =========================== ===================================================
-`factors`  (feature_dim, num_factors)  V, one row per feature
-`linear`   (feature_dim,)              w
-`bias`     (1,)                        w0
-========== =========================== ===================================================
+| tensor | shape | content |
+|---|---|---|
+| `factors` | (feature_dim, num_factors) | V, one row per feature |
+| `linear` | (feature_dim,) | w |
+| `bias` | (1,) | w0 |
 
 and ``__metadata__`` to an object of strings. `write` sets the first five of these, its caller the others. What is
 not a word by itself (a number, an object) is JSON within the string.
 
-=================== ===============================================================================
-`format`            ``rayfm.factorization_machine``
-`format_version`    ``1``
-`feature_dim`       number of features, as in the shapes
-`num_factors`       number of factors, as in the shapes
-`sha256`            SHA-256 of the data section, 64 hexadecimal digits
-`predictor_type`    ``regressor`` or ``binary_classifier``; needed to turn raw scores into answers
-`hyperparameters`   JSON object
-`metrics`           JSON object
-`seed`              JSON integer
-`versions`          JSON object, library to version
-`created`           UTC time, ISO 8601, a JSON string
-=================== ===============================================================================
+| metadata | content |
+|---|---|
+| `format` | ``rayfm.factorization_machine`` |
+| `format_version` | ``1`` |
+| `feature_dim` | number of features, as in the shapes |
+| `num_factors` | number of factors, as in the shapes |
+| `sha256` | SHA-256 of the data section, 64 hexadecimal digits |
+| `predictor_type` | ``regressor`` or ``binary_classifier``; needed to turn raw scores into answers |
+| `hyperparameters` | JSON object |
+| `metrics` | JSON object |
+| `seed` | JSON integer |
+| `versions` | JSON object, library to version |
+| `created` | UTC time, ISO 8601, a JSON string |
 
 Readers must ignore metadata that they do not know. Nothing in a model file is trusted: whatever does not fit the
 layout above is a `ModelFileError`, before any memory is set aside for it.

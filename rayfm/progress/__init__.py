@@ -4,23 +4,21 @@ A watcher is called with each event of a run, a dict of JSON's types whose ``eve
 ``time`` (seconds since 1970) when. The events of a run that is over, read from its metrics.jsonl, give the same lines;
 numbers that are not finite are None there.
 
-=============  ==================================================================================================
-``job``        the run has a name (``job_name``), a ``directory`` (URI) and ``hyperparameters`` (dict)
-``reading``    the channels are about to be read
-``read``       a ``channel`` is read: ``rows``, ``entries``, ``feature_dim``, ``notes``, ``seconds``
-``start``      the ``workers`` have their rows, after ``seconds``
-``compile``    the kernels are compiled, after ``seconds``
-``round``      ``rows`` of ``epoch`` are trained; ``running`` has measures per ``host`` and ``batch``, and
-               ``workers`` the ``rows`` and computing ``seconds`` of each ``rank``
-``restart``    an actor was lost (``reason``), training goes on from ``epoch``
-``epoch``      an epoch is over: ``records_per_second``, measures, and ``best`` if there is a validation channel;
-               ``seconds``, of them ``exchange_seconds``, then ``evaluate_seconds``; ``workers`` as above
-``early stop`` the last epoch was ``epoch``, the best by ``metric`` was ``best_epoch``
-``scores``     how those of a held-out ``channel`` lie after the kept ``epoch``: see `rayfm.distributions`
-``test``       measures of the test channel
-``upload``     the model is about to be written
-``end``        ``status``; ``metrics`` and ``seconds``, or the ``reason`` of a failure
-=============  ==================================================================================================
+* ``job``: the run has a name (``job_name``), a ``directory`` (URI) and ``hyperparameters`` (dict)
+* ``reading``: the channels are about to be read
+* ``read``: a ``channel`` is read: ``rows``, ``entries``, ``feature_dim``, ``notes``, ``seconds``
+* ``start``: the ``workers`` have their rows, after ``seconds``
+* ``compile``: the kernels are compiled, after ``seconds``
+* ``round``: ``rows`` of ``epoch`` are trained; ``running`` has measures per ``host`` and ``batch``, and
+  ``workers`` the ``rows`` and computing ``seconds`` of each ``rank``
+* ``restart``: an actor was lost (``reason``), training goes on from ``epoch``
+* ``epoch``: an epoch is over: ``records_per_second``, measures, and ``best`` if there is a validation channel;
+  ``seconds``, of them ``exchange_seconds``, then ``evaluate_seconds``; ``workers`` as above
+* ``early stop``: the last epoch was ``epoch``, the best by ``metric`` was ``best_epoch``
+* ``scores``: how those of a held-out ``channel`` lie after the kept ``epoch``: see `rayfm.distributions`
+* ``test``: measures of the test channel
+* ``upload``: the model is about to be written
+* ``end``: ``status``; ``metrics`` and ``seconds``, or the ``reason`` of a failure
 
 `log_lines` prints the lines that SageMaker's container prints, so that parsers of its logs go on working; `watching`
 draws a table and a bar on a terminal; `silent` does nothing.

@@ -1,8 +1,9 @@
 """The API of SageMaker's Python SDK for factorization machines, on Ray.
 
-A script for ``sagemaker.FactorizationMachines`` changes its import and keeps the rest::
+A script for ``sagemaker.FactorizationMachines`` changes its import and keeps the rest:
 
-    from rayfm.sagemaker import FactorizationMachines
+    from rayfm.sagemaker import FactorizationMachines  # was: from sagemaker import FactorizationMachines
+    from rayfm import sagemaker                        # was: import sagemaker
 
 Where the SDK's behaviour is a trap, the docstrings say what is done instead. The names are imported when they are
 first used.
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rayfm.errors import JobFailedError
 
 UnexpectedStatusException = JobFailedError
+"""SageMaker's name of `rayfm.errors.JobFailedError`."""
 
 _HOMES = {
     "BytesDeserializer": "rayfm.sagemaker.serializers",
@@ -40,6 +42,9 @@ _HOMES = {
     "Transformer": "rayfm.sagemaker.transformer",
     "s3_input": "rayfm.sagemaker.inputs",
 }
+
+_MODULES = ("analytics", "deserializers", "inputs", "predictor", "serializers", "transformer")
+"""Modules that ``import sagemaker`` brings along, by the names of the SDK."""
 
 __all__ = sorted([*_HOMES, "UnexpectedStatusException"])
 
@@ -68,6 +73,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'rayfm.sagemaker' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""What an endpoint costs and withstands: ``python tests/benchmarks/serving.py [MEASURE]...``.
+"""What an endpoint costs and withstands: ``python tests/benchmarks/serving.py [--repeats N] [MEASURE]...``.
 
 latency   p50 of one row of 39 nonzeros, and requests/s of 16 clients, beside empty applications of the same Serve
 rows      rows/s of one RecordIO request of 10,000 sparse rows, beside the scoring kernel alone
@@ -130,7 +130,7 @@ def tell(name, figure, note=""):
     print(f"{name:<66}{figure:>12}   {note}{'   ' if note else ''}(load {load:.1f})", flush=True)
 
 
-def latency(serve):
+def latency(serve, repeats=25):
     """Measure one row, taking turns with an empty application, and with one below /endpoints/.
 
     HAProxy spares what is there some of Serve's work (rayfm/serving/haproxy.py): beside the first stands what a user of
@@ -151,7 +151,7 @@ def latency(serve):
     body = json_body(rows(1))
     for clients, measure, name in ((1, "p50_ms", "p50 of one row"), (16, "rate", "requests/s of 16 clients")):
         seen = {url: [] for url in (ours, *theirs.values())}
-        for repeat in range(25):  # short ones: the machine's moods last longer
+        for repeat in range(repeats):  # short ones: the machine's moods last longer
             for url in list(seen)[:: -1 if repeat % 2 else 1]:
                 found = wrk(url, clients, 2, body)
                 assert not found["failed"]
@@ -165,7 +165,7 @@ def latency(serve):
     endpoint.delete("fm")
 
 
-def rows_per_second(serve):
+def rows_per_second(serve, repeats=15):
     """Measure one large request beside the kernel."""
     uri = save_model(0)
     url = endpoint.deploy(uri, "fm").url + "/invocations"
@@ -177,7 +177,7 @@ def rows_per_second(serve):
     model.raw_scores_unchecked(batch)
     whole, kernel = [], []
     with requests.Session() as session:
-        for _ in range(15):
+        for _ in range(repeats):
             start = time.perf_counter()
             model.raw_scores_unchecked(batch)
             kernel.append(time.perf_counter() - start)
@@ -276,18 +276,22 @@ def soak(serve, minutes=10):
 
 
 MEASURES = {"latency": latency, "rows": rows_per_second, "update": update, "kill": kill, "scale": scale, "soak": soak}
+REPEATED = ("latency", "rows")
 
 
 def main():
     """Run the measures that are named, or all but the soak."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measures", nargs="*", choices=[*MEASURES, []], help="all but soak when left out")
-    wanted = parser.parse_args().measures or [name for name in MEASURES if name != "soak"]
+    parser.add_argument("--repeats", type=int, help="of latency and rows (25 and 15 when left out)")
+    given = parser.parse_args()
+    wanted = given.measures or [name for name in MEASURES if name != "soak"]
     if shutil.which("wrk") is None:
         sys.exit("wrk must be installed: apt-get install wrk.")
     with cluster() as serve:
         for name in wanted:
-            MEASURES[name](serve)
+            repeats = {"repeats": given.repeats} if given.repeats and name in REPEATED else {}
+            MEASURES[name](serve, **repeats)
 
 
 if __name__ == "__main__":

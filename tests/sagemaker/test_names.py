@@ -30,6 +30,16 @@ def test_all__every_name_can_be_imported():
     assert not hasattr(rayfm.sagemaker, "Factorisation")
 
 
+def test_modules__that_import_sagemaker_brings_along_are_there():
+    code = (
+        "from rayfm import sagemaker; modules = (sagemaker.analytics, sagemaker.deserializers, sagemaker.inputs, "
+        "sagemaker.predictor, sagemaker.serializers, sagemaker.transformer); "
+        "print(sagemaker.deserializers.JSONDeserializer is sagemaker.JSONDeserializer, hasattr(sagemaker, 'session'))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "True False\n"
+
+
 def test_estimator__is_constructed_without_ray():
     code = "import sys, json, rayfm; rayfm.FactorizationMachines(epochs=1); print(json.dumps(list(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
