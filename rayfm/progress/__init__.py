@@ -11,6 +11,9 @@ numbers that are not finite are None there.
 * ``compile``: the kernels are compiled, after ``seconds``
 * ``round``: ``rows`` of ``epoch`` are trained; ``running`` has measures per ``host`` and ``batch``, and
   ``workers`` the ``rows`` and computing ``seconds`` of each ``rank``
+* ``resume``: a run goes on from ``place`` of an earlier one: the ``epoch`` and ``round`` of the checkpoint at ``uri``,
+  None when there is none; ``notes``
+* ``checkpoint``: one of this ``epoch`` and ``round`` was written to ``uri`` in ``seconds``, or could not be: ``reason``
 * ``restart``: an actor was lost (``reason``), training goes on from ``epoch``
 * ``epoch``: an epoch is over: ``records_per_second``, measures, and ``best`` if there is a validation channel;
   ``seconds``, of them ``exchange_seconds``, then ``evaluate_seconds``; ``workers`` as above
@@ -18,6 +21,7 @@ numbers that are not finite are None there.
 * ``scores``: how those of a held-out ``channel`` lie after the kept ``epoch``: see `rayfm.distributions`
 * ``test``: measures of the test channel
 * ``upload``: the model is about to be written
+* ``not written``: it could not be (``reason``), and is tried again
 * ``end``: ``status``; ``metrics`` and ``seconds``, or the ``reason`` of a failure
 
 `log_lines` prints the lines that SageMaker's container prints, so that parsers of its logs go on working; `watching`

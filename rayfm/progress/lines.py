@@ -35,7 +35,7 @@ class LogLines(Dispatcher):
         self._stream.flush()
 
     def _on_job(self, event: Event) -> None:
-        values = event["hyperparameters"]
+        values, self._ready = event["hyperparameters"], None  # a job that is resumed begins again
         self._epochs = values["epochs"]
         self._line(f"Training job {event['job_name']} writes to {event['directory']}")
         self._line(f"Final configuration: { {name: str(value) for name, value in values.items()} }")

@@ -47,7 +47,7 @@ class Live(Dispatcher):
         self._bar.stop()
 
     def _on_job(self, event: Event) -> None:
-        self._epochs = event["hyperparameters"]["epochs"]
+        self._epochs, self._table = event["hyperparameters"]["epochs"], None
         self._say(f"job {event['job_name']}")
         self._say(f"directory {event['directory']}", soft_wrap=True)  # whole, to be copied
         self._phase("reading train")

@@ -283,7 +283,7 @@ class FactorizationMachines(HasHyperparameters, HasTrainingJob):
             train_instance_count=self.train_instance_count,
             train_instance_type=self.train_instance_type,
             output_path=self._output_path,
-            job_name=job_name or self._name_of_new_job(),
+            job_name=job_name if job_name or resume else self._name_of_new_job(),
             options=self.read_options,
             worker_memory_bytes=self.worker_memory_bytes,
             archive=True,

@@ -38,12 +38,15 @@ from numpy.typing import NDArray
 from rayfm.errors import StorageError
 from rayfm.kernels.tables import Parameters
 from rayfm.storage import atomic_writer, delete_file, join, list_names, open_input, remove_folder
+from rayfm.training.job import CHECKPOINTS
 
-FOLDER = "checkpoints"
 SUFFIX = ".npz"
 
 RETAINED = 2
 """So many are left: the newest, and one in case that it is damaged."""
+
+FETCHING_S = 600.0
+"""How long it may take until the states are where they are written."""
 
 State = dict[str, Any]
 """Of an actor: arrays, and what JSON knows, by name."""
@@ -112,7 +115,7 @@ class Checkpoints:
     """
 
     def __init__(self, job_uri: str) -> None:
-        self._folder = join(job_uri, FOLDER)
+        self._folder = join(job_uri, CHECKPOINTS)
 
     def write(self, facts: Facts, states: list[State], best: Parameters | None) -> str:
         """Write one, and delete those that are not needed any more.
@@ -134,7 +137,9 @@ class Checkpoints:
         with atomic_writer(uri) as file:
             np.savez(file, facts=np.frombuffer(text, np.uint8), **arrays)  # type: ignore[arg-type]
         with suppress(StorageError):  # next time
-            for name in [name for name in self._names() if name < facts.name][: 1 - RETAINED]:
+            names = self._names()
+            later = [name for name in names if name > facts.name]  # of a run that was resumed from further back
+            for name in later + [name for name in names if name < facts.name][: 1 - RETAINED]:
                 delete_file(join(self._folder, name))
         return uri
 
@@ -152,6 +157,10 @@ class Checkpoints:
                 return _read(uri)
             except _DAMAGE as error:
                 _LOG.warning("%s is damaged (%s): the checkpoint before it is used.", uri, error)
+            except StorageError:
+                raise
+            except OSError as error:
+                raise StorageError(f"{uri} cannot be read: {error}") from error
         return None
 
     def remove(self) -> None:
@@ -213,10 +222,11 @@ class CheckpointWriter:
         began = time.monotonic()
         event = {"event": "checkpoint", "epoch": facts.epoch["number"], "round": facts.epoch["rounds_done"]}
         try:
-            uri = self._checkpoints.write(facts, ray.get(states), None if best is None else ray.get(best))
+            got = ray.get([*states, *([] if best is None else [best])], timeout=FETCHING_S)
+            uri = self._checkpoints.write(facts, got[: len(states)], None if best is None else got[-1])
             self.newest = facts
             self._tell({**event, "uri": uri, "seconds": time.monotonic() - began})
-        except (StorageError, ray.exceptions.RayError) as error:  # the run goes on without it
+        except Exception as error:  # whatever it is, the run goes on without
             self._tell({**event, "uri": None, "seconds": time.monotonic() - began, "reason": str(error)})
 
 

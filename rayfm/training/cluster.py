@@ -130,6 +130,10 @@ class LostError(WorkerError):
     """A process, or what it had, was lost, or it hangs: a run can begin again."""
 
 
+class HangingError(LostError):
+    """A process did not answer in time."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerRequest:
     """What a run wants for its workers.
@@ -193,7 +197,7 @@ def wait_for_a_cpu(check: Callable[[], None]) -> None:
     ResourceError
         If no CPU becomes free in time.
     """
-    needed, timeout_s = min(1.0, cluster_cpus()), patience_s()
+    needed, timeout_s = 1.0 if growth_s() else min(1.0, cluster_cpus()), patience_s()
     deadline = time.monotonic() + timeout_s
     while (free := ray.available_resources().get("CPU", 0.0)) < needed:
         check()
@@ -320,7 +324,7 @@ def wait_for(references: list[Any], timeout_s: float, what: str, check: Callable
             continue
         if not done:
             ranks = [rank for rank, reference in enumerate(references) if reference in waiting]
-            raise LostError(f"{what} timed out after {timeout_s:.3g} s: no answer from ranks {ranks}.")
+            raise HangingError(f"{what} timed out after {timeout_s:.3g} s: no answer from ranks {ranks}.")
         try:
             results[done[0]] = ray.get(done[0])
         except ray.exceptions.RayError as error:

@@ -75,14 +75,18 @@ class RunController:
                 "job was submitted. Choose another job name, and an output path that all machines share."
             )
         self._started.set()
-        if spec.resume:
-            spec.directory.tidy()
-            self._log.take_up(self._run.take_up())
-        self._status.write()
+        threading.Thread(target=self._beat, daemon=True).start()
+        try:
+            if spec.resume:
+                spec.directory.tidy()
+                self._log.take_up(self._run.take_up())
+            self._status.write(seed=self._run.seed)
+        except BaseException:  # whoever submits the run hears of it, if he is still there
+            threading.Timer(LINGER_S, ray.kill, [self._self]).start()
+            raise
         facts = {"job_name": spec.job_name, "directory": spec.directory.uri, "workers": spec.world_size}
         self._tell({"event": "job", **facts, "hyperparameters": spec.hyperparameters.as_dict()}, keep=True)
-        for work in (self._live, self._beat):
-            threading.Thread(target=work, daemon=True).start()
+        threading.Thread(target=self._live, daemon=True).start()
 
     def events(self, since: int, timeout_s: float = 1.0) -> list[Event]:
         """Return the events from number `since` on; waits up to `timeout_s` for the first."""
@@ -130,10 +134,13 @@ class RunController:
         except RayfmError as error:
             self._result, kept = error, {}
             status = job.STOPPED if isinstance(error, StoppedError) else job.FAILED
-            end = {"status": status, "reason": str(error), "error": type(error).__name__}
+            reason = " ".join([str(error), *getattr(error, "__notes__", [])])
+            end = {"status": status, "reason": reason, "error": type(error).__name__}
         ended = time.time()
         while not self._status.try_to_write(ended=ended, **end, **kept) and time.time() < ended + PATIENCE_S:
             time.sleep(1.0)
+        if not isinstance(self._result, RayfmError):
+            self._run.clean_up()
         self._tell({"event": "end", "seconds": ended - began, **end}, keep=True)
         self._over.set()
         time.sleep(LINGER_S)
@@ -215,7 +222,7 @@ def _comes_after(event: Event, epochs: int) -> bool:
     """Tell whether an event tells of what follows so many epochs."""
     if event["event"] in ("round", "epoch"):
         return bool(event["epoch"] >= epochs)
-    return event["event"] in ("early stop", "test", "upload", "end")
+    return event["event"] in ("early stop", "scores", "test", "upload", "not written", "end")
 
 
 class _StatusFile:

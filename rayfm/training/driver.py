@@ -110,8 +110,10 @@ def submit(
     _check(hyperparameters, channels, train_instance_count)
     output_path = output_path or job.default_output_path()
     submission.check_output_path(output_path)
-    if resume and not (job_name or submission.submission_id()):
-        raise HyperparameterError("job_name must be given with resume: it says which job goes on.")
+    if resume and not job_name:
+        job_name = submission.submission_id()
+        if not job_name:
+            raise HyperparameterError("job_name must be given with resume: it says which job goes on.")
     directory = JobDirectory.of_job(output_path, job_name or submission.name_of_new_job())
     if not resume:
         directory.check_free()
@@ -186,7 +188,7 @@ def _once_it_has_ended(earlier: TrainingJob) -> dict[str, Any]:
     """Return the status of a job that has ended, or died: where it cannot be asked, as its cluster has gone, wait."""
     status = first = earlier.describe()
     while status["status"] in job.RUNNING:
-        if earlier.is_known or status["alive"] != first["alive"]:
+        if earlier.is_on_this_cluster or status["alive"] != first["alive"]:
             raise StorageError(
                 f"{earlier.directory.uri} holds a job that runs: it gave a sign of life "
                 f"{time.time() - status['alive']:.0f} s ago. Attach to it, or stop it and resume it then."
@@ -203,7 +205,8 @@ def _start(spec: RunSpec, earlier: dict[str, Any] | None = None) -> TrainingJob:
     if earlier is None:
         spec.directory.claim(spec.facts())
     else:
-        spec.directory.write_status(spec.facts())
+        kept = {name: earlier[name] for name in ("seed", "checkpoint") if name in earlier}
+        spec.directory.write_status(spec.facts() | kept)
     try:
         controller = _controller(spec)
         try:

@@ -44,7 +44,7 @@ from rayfm.storage import (
 BASE_NAME = "factorization-machines"
 NAME_PATTERN = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 METRICS_FILE, STATUS_FILE = "metrics.jsonl", "job.json"
-ARCHIVE_FILE = "output/model.tar.gz"
+ARCHIVE_FILE, CHECKPOINTS = "output/model.tar.gz", "checkpoints"
 IN_PROGRESS, STOPPING, COMPLETED, FAILED, STOPPED = "InProgress", "Stopping", "Completed", "Failed", "Stopped"
 RUNNING = (IN_PROGRESS, STOPPING)
 WRITING_PATIENCE_S, WRITING_AGAIN_S = 300.0, 2.0
@@ -231,8 +231,8 @@ class JobDirectory:
         StorageError
             If it cannot be deleted.
         """
-        for folder in (self.uri, join(self.uri, ARCHIVE_FILE.partition("/")[0])):
-            remove_abandoned(folder)
+        for name in ("", ARCHIVE_FILE.partition("/")[0], CHECKPOINTS):
+            remove_abandoned(join(self.uri, name) if name else self.uri)
 
     def open_metrics(self) -> JsonLines:
         """Open metrics.jsonl for appending."""

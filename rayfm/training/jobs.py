@@ -28,6 +28,9 @@ STOP_TIMEOUT_S = 120.0
 SILENCE_S = 90.0
 """A job that no process has kept alive for so long is dead."""
 
+HEARTBEATS_S = 35.0
+"""Three of a controller's heartbeats: a job that has missed them is dead if its cluster has gone."""
+
 POLL_S, REMOTE_POLL_S = 1.0, 5.0
 """How often a directory is looked at, on this machine's disks and elsewhere."""
 
@@ -103,7 +106,7 @@ class TrainingJob:
         return cls(running[0])
 
     @property
-    def is_known(self) -> bool:
+    def is_on_this_cluster(self) -> bool:
         """Whether its controller is on the cluster that this process is connected to."""
         return self._controller is not None
 
@@ -269,8 +272,9 @@ class TrainingJob:
         if controller is None:
             address = status.get("ray_address")  # None until the controller has taken over
             here = address is not None and address == cluster.address()  # then it would be known
-            is_silent = time.time() - status["alive"] > SILENCE_S
-            return (here or is_silent or addresses.has_gone(address, status.get("host"))) and self._seems_to_run()
+            quiet_s = time.time() - status["alive"]
+            has_gone = quiet_s > HEARTBEATS_S and addresses.has_gone(address, status.get("host"))
+            return (here or quiet_s > SILENCE_S or has_gone) and self._seems_to_run()
         try:
             ray.get(controller.ping.remote())
             return False

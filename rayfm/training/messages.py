@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rayfm.errors import WorkerError
 from rayfm.hyperparameters import Hyperparameters
 from rayfm.metrics import Sums
 
@@ -77,3 +78,7 @@ class Published:
 
     parameters: FeatureRows
     accumulators: FeatureRows | None
+
+
+class OrderError(WorkerError):
+    """A state within an epoch is of no use, as the rows come in another order: their memory or blocks are others."""

@@ -19,7 +19,7 @@ class Patience:
     def __init__(self, most_s: float) -> None:
         self._most_s = most_s
         self._longest_s: dict[str, float] = {}
-        self._times = TIMES
+        self._factor = 1.0
 
     def limit_s(self, kind: str) -> float:
         """Return how long to wait for something of a kind.
@@ -33,7 +33,7 @@ class Patience:
         """
         if kind not in self._longest_s:
             return self._most_s
-        return min(self._most_s, max(AT_LEAST_S, self._times * self._longest_s[kind]))
+        return min(self._most_s, self._factor * max(AT_LEAST_S, TIMES * self._longest_s[kind]))
 
     def took(self, kind: str, seconds: float) -> None:
         """Remember how long it took."""
@@ -41,4 +41,4 @@ class Patience:
 
     def grow(self) -> None:
         """Wait longer from now on: what was waited for in vain may only have been slow."""
-        self._times *= 2.0
+        self._factor *= 2.0

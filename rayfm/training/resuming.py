@@ -15,7 +15,7 @@ from rayfm.training.epoch import Epoch
 from rayfm.training.parameter_server import state_of_server
 
 _OF_THE_MODEL = ("predictor_type", "num_factors", "optimizer")
-_OF_THE_ORDER = ("mini_batch_size", "rounds_per_epoch", "shuffle")
+_OF_THE_ORDER = {"mini_batch_size", "rounds_per_epoch", "shuffle"}
 _OF_NO_BITS = ("epochs", "early_stopping_patience", "early_stopping_metric", "feature_dim", "seed", "threads")
 
 
@@ -36,12 +36,17 @@ def check_resumable(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def for_this_run(
-    checkpoint: Checkpoint, values: Hyperparameters, world_size: int, seed: int
+    checkpoint: Checkpoint, values: Hyperparameters, world_size: int, seed: int, *, anew: bool = False
 ) -> tuple[Checkpoint, list[str]]:
     """Return a checkpoint that this run can go on from, and what is to be said of that.
 
     Where the rows are dealt out or ordered differently, an epoch of which some is trained starts again with all of its
     rows. Each worker gets the state of one of those before.
+
+    Parameters
+    ----------
+    anew
+        Let it start again in any case.
 
     Raises
     ------
@@ -54,7 +59,7 @@ def for_this_run(
     notes = [f"{name} is {now[name]}, and was {facts.hyperparameters.get(name)}." for name in changed]
     notes += [f"The seed is {seed}, and was {facts.seed}."] if seed != facts.seed else []
     notes += [f"{world_size} workers go on from {facts.world_size}."] if world_size != facts.world_size else []
-    is_dealt_anew = world_size != facts.world_size or seed != facts.seed or set(changed) & set(_OF_THE_ORDER)
+    is_dealt_anew = anew or world_size != facts.world_size or seed != facts.seed or set(changed) & _OF_THE_ORDER
     if is_dealt_anew and facts.epoch["rounds_done"]:
         notes.append(f"Epoch {facts.epoch['number'] + 1}, of which some was trained, starts again with all its rows.")
     if notes:

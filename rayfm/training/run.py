@@ -39,7 +39,7 @@ from rayfm.training.blocks import Reading
 from rayfm.training.checkpoint import Checkpoint, Checkpoints, CheckpointWriter, Facts
 from rayfm.training.epoch import Epoch
 from rayfm.training.first_epoch import FirstEpoch
-from rayfm.training.messages import RoundReport, WorkerSetup
+from rayfm.training.messages import OrderError, RoundReport, WorkerSetup
 from rayfm.training.patience import Patience
 from rayfm.training.recovery import Recovery
 from rayfm.training.resuming import for_this_run
@@ -131,8 +131,10 @@ class Run:
         self._on_resuming = {"event": "resume", "epoch": 0, "round": 0, "place": "the start", "uri": None, "notes": []}
         if checkpoint is None:
             return 0
+        if self._values.seed is None:
+            self.seed = checkpoint.facts.seed
         checkpoint, notes = for_this_run(checkpoint, self._values, self.spec.world_size, self.seed)
-        facts = self._resumed = checkpoint.facts
+        facts = self._resumed = self._writer.newest = checkpoint.facts
         self._history = list(facts.history)
         if "validation" in self.spec.channels and self._judges_as(facts):
             self._best = _Best(facts.best_epoch, facts.best_value)
@@ -158,21 +160,25 @@ class Run:
         """
         try:
             return self._execute()
-        except cluster.LostError as error:  # for good
-            raise WorkerError(str(error)) from error
         except StoppedError:
             raise
         except RayfmError as error:
+            final = WorkerError(str(error)) if isinstance(error, cluster.LostError) else error
             self._writer.finish()
             if newest := self._writer.newest:
-                error.add_note(
+                final.add_note(
                     f"The job can be resumed from {newest.place}, with other settings if they were the cause."
                 )
-            raise
+            raise final from error.__cause__
         except BaseException as error:
             raise cluster.explain(error, "the run failed") from error
         finally:
             self._writer.finish()
+
+    def clean_up(self) -> None:
+        """Delete the checkpoints, once it is written down that the run has completed."""
+        with suppress(StorageError):
+            self._checkpoints.remove()
 
     def _execute(self) -> job.TrainingResult:
         spec = self.spec
@@ -197,22 +203,20 @@ class Run:
             self._data = channels["train"].num_rows, feature_dim
             self._check_resumed()
             team = team or stack.enter_context(self._team(request))
+            refusals.check_memory(self._values, spec.world_size, feature_dim, is_grown=True)
             while True:
                 try:
                     self._start(team, channels, feature_dim)
                     self._train(team, set(channels))
-                    result = self._finish(team, channels)
-                    self._writer.finish()
-                    with suppress(StorageError):
-                        self._checkpoints.remove()
-                    return result
+                    return self._finish(team, channels)
                 except cluster.LostError as error:
                     self._begin_again(team, error)
 
     def _begin_again(self, team: Team, error: cluster.LostError) -> None:
         """Replace the actors after one was lost; raises its error when that helps no more."""
         self._recovery.count(error, len(self._history))
-        self._patience.grow()
+        if isinstance(error, cluster.HangingError):
+            self._patience.grow()
         self._first = None
         self._best.forget_what_is_lost()
         epoch = self._recovery.epoch
@@ -221,17 +225,14 @@ class Run:
         self._emit({"event": "restart", "reason": str(error), "epoch": self._recovery.epoch.number})
         team.restart()
 
-    def _fall_back(self) -> None:
-        """Go on from the newest checkpoint, or the start, next time, as what was kept is lost."""
-        self._recovery.forget()
+    def _fall_back(self, *, anew: bool = False) -> None:
+        """Go on from the newest checkpoint, or the start, next time, as what was kept is lost; of its epoch anew."""
         self._writer.finish()
-        try:
-            checkpoint = self._checkpoints.newest()
-        except StorageError as error:
-            logger.warning("%s", error)
-            return
-        if checkpoint is not None:
-            checkpoint, _ = for_this_run(checkpoint, self._values, self.spec.world_size, self.seed)
+        found: list[Checkpoint | None] = []
+        self._insist(lambda: found.append(self._checkpoints.newest()))
+        self._recovery.forget()
+        if found[0] is not None:
+            checkpoint, _ = for_this_run(found[0], self._values, self.spec.world_size, self.seed, anew=anew)
             self._go_on_from(checkpoint)
 
     def _go_on_from(self, checkpoint: Checkpoint) -> None:
@@ -239,7 +240,8 @@ class Run:
         facts = checkpoint.facts
         epoch = Epoch.from_dict(facts.epoch, self._values.predictor_type)
         self._servers = len(checkpoint.states) - self.spec.world_size
-        self._recovery.take(epoch, [ray.put(state) for state in checkpoint.states])
+        kept = {id(state): ray.put(state) for state in {id(state): state for state in checkpoint.states}.values()}
+        self._recovery.take(epoch, [kept[id(state)] for state in checkpoint.states])
         if checkpoint.best is not None and facts.best_epoch == self._best.epoch and self._best.parameters is None:
             self._best.parameters = ray.put(checkpoint.best)
 
@@ -374,6 +376,13 @@ class Run:
         """Let new actors go on from what was kept of those before."""
         try:
             self._wait(self._recovery.resume(team), "going on")
+        except OrderError:
+            self._fall_back(anew=True)
+            note = (
+                f"Epoch {self._recovery.epoch.number + 1} starts again with all its rows: they come in another order."
+            )
+            self._emit({**self._on_resuming, "round": 0, "notes": [note]})
+            self._resume(team)
         except cluster.LostError:
             self._fall_back()
             raise
@@ -391,7 +400,7 @@ class Run:
         rounds = (RoundCalls([report], [], []) for report in early) if early else self._rounds_of(team, epoch)
         for calls in rounds:
             where = f"epoch {epoch.number}, round {epoch.rounds_done}"
-            reports: list[RoundReport] = self._wait(calls.reports, where, kind="round")
+            reports: list[RoundReport] = self._wait(calls.reports, where, kind="" if early else "round")
             self._wait(calls.averaged, f"the parameter server in {where},", kind="round")
             self._wait(calls.adopted, f"what follows {where},", kind="round")
             epoch.add(reports)
@@ -419,7 +428,7 @@ class Run:
             return
         if reason is not None:
             self._stopping.grace_s = math.inf  # for what follows
-        is_kept = epoch == self._recovery.epoch or self._recovery.keep(team, epoch, self._wait)
+        is_kept = epoch == self._recovery.epoch or self._keep(team, epoch, may_fail=reason is not None)
         is_known = epoch.number < len(self._history)  # from before a restart: nothing new is written
         if is_kept and self._recovery.states and not is_known and (reason or not self._writer.is_busy):
             self._writer.begin(self._facts_of(epoch), self._recovery.states, self._best.parameters)
@@ -427,6 +436,17 @@ class Run:
             self._writer.finish()
             place = f" It can be resumed from {self._writer.newest.place}." if self._writer.newest else ""
             raise type(reason)(f"{reason}{place}")
+
+    def _keep(self, team: Team, epoch: Epoch, *, may_fail: bool) -> bool:
+        def wait(calls: list[Any], what: str) -> None:
+            self._wait(calls, what, kind=what)
+
+        try:
+            return self._recovery.keep(team, epoch, wait)
+        except cluster.LostError:
+            if not may_fail:
+                raise
+            return False
 
     def _facts_of(self, epoch: Epoch) -> Facts:
         rows, feature_dim = self._data

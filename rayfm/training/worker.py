@@ -37,7 +37,7 @@ from rayfm.metrics import RankingCounts, Sums, sums_for
 from rayfm.model import draw_parameters
 from rayfm.training import job
 from rayfm.training.averaging import local_rate_scale, ranges
-from rayfm.training.messages import Published, RoundReport, RoundResult, WorkerSetup
+from rayfm.training.messages import OrderError, Published, RoundReport, RoundResult, WorkerSetup
 from rayfm.training.shard import BlockSlice, Shard
 
 if TYPE_CHECKING:  # kernels are brought in where they are used: the controller has no use for Numba
@@ -322,17 +322,35 @@ class Worker:
             "touched": self._scratch.touched,
             "steps": self._steps,
             "progress": self._progress,
+            "rates": _rates(self._rule),
+            "order": self._order,
             "epoch_batches": self._epoch_batches,
             "epoch_sums": astuple(self._epoch_sums),
         }, None
 
+    @property
+    def _order(self) -> str:
+        return self._shard.digest if self.setup.hyperparameters.shuffle else ""
+
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on from the state of another."""
+        """Go on from the state of another.
+
+        Raises
+        ------
+        OrderError
+            If that is within an epoch whose rows come in another order here.
+        """
+        if state["epoch_batches"] and state["order"] != self._order:
+            raise OrderError("the rows come in another order than before.")
         np.copyto(self._table.bias, state["bias"])
         np.copyto(self._table.heads, state["records"])
         np.copyto(self._scratch.touched, state["touched"])
         self._steps, self._progress, self._epoch_batches = state["steps"], state["progress"], state["epoch_batches"]
         self._rule, self._epoch_sums = self._rule_after(self._progress), self._sums_type(*state["epoch_sums"])
+        if self._code == FTRL and state["rates"] != _rates(self._rule):  # of a run that was told otherwise
+            from rayfm.kernels.training import rescale_ftrl
+
+            rescale_ftrl(self._rule, *_ftrl_views(self._table, self._num_factors))
 
     def node_id(self) -> str:
         """Return on which node of the cluster this is."""
@@ -462,6 +480,11 @@ class Worker:
 def _ftrl_views(table: Table, num_factors: int) -> tuple[Parameters, Parameters, Parameters]:
     """Return the parameters and both states."""
     return parameters_in(table, num_factors), first_states_in(table, num_factors), second_states_in(table, num_factors)
+
+
+def _rates(rule: Rule) -> list[float]:
+    """Return what FTRL's first state depends on, in JSON's types."""
+    return [float(value) for value in (*rule.lr, *rule.wd, *rule.l1, rule.beta)]
 
 
 def _part_of(result: RoundResult, first: int, end: int) -> RoundResult:

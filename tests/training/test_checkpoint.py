@@ -5,8 +5,9 @@ import pytest
 
 from rayfm.errors import StorageError
 from rayfm.kernels.tables import Parameters
-from rayfm.training.checkpoint import FOLDER, RETAINED, Checkpoints, Facts
+from rayfm.training.checkpoint import RETAINED, Checkpoints, Facts
 from rayfm.training.epoch import Epoch
+from rayfm.training.job import CHECKPOINTS as FOLDER
 
 
 def facts(number=3, rounds_done=1, **changes):

@@ -8,8 +8,8 @@ import pytest
 from rayfm.errors import DataError, HyperparameterError, StoppedError, StorageError
 from rayfm.training import addresses, controller, driver, jobs, recovery
 from rayfm.training import run as run_module
-from rayfm.training.checkpoint import FOLDER, Checkpoints
-from rayfm.training.job import JobDirectory
+from rayfm.training.checkpoint import Checkpoints
+from rayfm.training.job import CHECKPOINTS, JobDirectory
 from tests.conftest import SECOND_RAY
 from tests.training.test_recovery import held_out, kill
 from tests.training.test_run import TASK, fit, problem, same_bits
@@ -76,7 +76,7 @@ def test_resume__within_an_epoch_comes_to_the_same_bits(tmp_path, monkeypatch, w
         record["train:rmse"] for record in undisturbed.history
     ]
     assert resumed.metrics == undisturbed.metrics
-    assert not (tmp_path / "job" / FOLDER).exists()
+    assert not (tmp_path / "job" / CHECKPOINTS).exists()
 
 
 def test_resume__brings_the_best_epoch_back(tmp_path, monkeypatch):
@@ -126,6 +126,20 @@ def test_resume__other_rates_and_more_epochs_are_taken_and_said(tmp_path):
     assert events[0]["notes"][0].startswith("linear_lr is 0.5, and was 0.00")
     assert [event["epoch"] for event in events if event["event"] == "epoch"] == [2, 3, 4]
     assert len(resumed.history) == 5
+
+
+def test_resume__of_rows_in_another_order_begins_the_epoch_with_all_of_them(tmp_path, monkeypatch):
+    """As on a machine with less memory: shuffled block by block, they come in another order."""
+    monkeypatch.setattr(run_module, "ROWS_BETWEEN_SIGNS_OF_LIFE", 50)
+    run = {"epochs": 3, "shuffle": True}
+    reason = stop(tmp_path, Stopper("round", 1, count=2), **run)
+    assert "from epoch 2, round " in reason
+    begun(tmp_path)
+    resumed, events = resume(tmp_path, worker_memory_bytes=0, **run)
+    assert [event["notes"] for event in events if event["event"] == "resume"][-1] == [
+        "Epoch 2 starts again with all its rows: they come in another order."
+    ]
+    assert [record["workers"][0]["rows"] for record in resumed.history] == [600, 600, 600]
 
 
 def test_resume__fewer_epochs_than_are_done_or_begun_keep_these(tmp_path):

@@ -53,7 +53,9 @@ class InThisProcess:
         run = Run(self.spec, lambda event, keep: watcher(event), is_stopped)
         if self.spec.resume:
             run.take_up()
-        return run.execute()
+        result = run.execute()
+        run.clean_up()
+        return result
 
 
 def fit(tmp_path, features, labels, name="job", workers=1, *, whole=False, **more):

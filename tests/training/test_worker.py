@@ -133,3 +133,17 @@ def test_result__of_a_round_has_the_features_of_its_rows(rows):
         assert set(result.parameters.features.tolist()) == expected
     assert set(result.accumulators.features.tolist()) == seen
     assert set(worker.train_round(1, 0, 1)[1].accumulators.features.tolist()) == seen
+
+
+def test_resume__with_other_rates_goes_on_from_the_same_parameters(rows):
+    """FTRL keeps none: they follow from a sum and the rates."""
+    worker, slower = new_worker("ftrl", linear_lr=0.1), new_worker("ftrl", linear_lr=0.02, linear_wd=0.5)
+    for one in (worker, slower):
+        one.load({"train": slices(rows, ())}, DIM)
+    for epoch in range(3):
+        worker.train_round(epoch, 0, 1)
+    before = worker.parameters()
+    slower.resume(worker.state()[0])
+    slower.train_round(3, 0, 100)  # a few rows
+    assert np.abs(before.linear).max() > 0.05
+    np.testing.assert_allclose(slower.parameters().linear, before.linear, atol=0.2 * np.abs(before.linear).max())
