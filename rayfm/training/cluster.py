@@ -58,6 +58,7 @@ def connect(address: str | None = None) -> None:
     """
     if ray.is_initialized():
         return
+    _let_ray_complain_on_stderr()
     meant = addresses.meant(address)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if meant is None:
@@ -70,6 +71,19 @@ def connect(address: str | None = None) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         problem = f"no Ray cluster answered at {meant}: {str(error).rstrip('.')}."
         raise ResourceError(f"{problem} {addresses.remedy(meant)}") from error
+
+
+def _let_ray_complain_on_stderr() -> None:
+    """Send to standard error what Ray says of trouble elsewhere: it prints it where results are printed."""
+    printed = getattr(ray._private.worker, "print_to_stdstream", None)
+    if printed is None or getattr(printed, "is_ours", False):
+        return
+
+    def to_stderr(data: dict[str, Any], *more: Any, **options: Any) -> None:
+        printed({**data, "is_err": True}, *more, **options)
+
+    to_stderr.is_ours = True  # type: ignore[attr-defined]
+    ray._private.worker.print_to_stdstream = to_stderr
 
 
 def connect_if_told(address: str | None = None) -> None:

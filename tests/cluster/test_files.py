@@ -180,7 +180,8 @@ def written_by_the_command(text):
     return result.stdout
 
 
-def test_rayservice__has_the_serve_config_that_rayfm_writes():
+def test_rayservice__has_the_serve_config_that_rayfm_writes(monkeypatch):
+    monkeypatch.delenv("RAYFM_ENDPOINT_URL", raising=False)  # of tests that serve
     text = (FOLDER / "rayservice.yaml").read_text()
     config = yaml.safe_load(text)["spec"]["serveConfigV2"]
     assert config == written_by_the_command(text)

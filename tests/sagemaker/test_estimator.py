@@ -418,7 +418,7 @@ def test_fit__passes_on_what_the_constructor_was_given(submitted):
         "labels": None, "weights": [1.0], "validation": None, "test": None, "hyperparameters": fm._given,
         "train_instance_count": 4, "train_instance_type": "ml.c5.xlarge", "output_path": "s3://b/out",
         "job_name": "named", "options": options, "worker_memory_bytes": 10**9, "archive": True, "max_run_s": 60,
-        "address": "auto",
+        "address": "auto", "resume": False,
     }  # fmt: skip
     expected = {"role": "role", "tags": tags, "train_max_run": 60, "experiment_config": {"TrialName": "t"}}
     assert details.items() >= expected.items()

@@ -87,3 +87,31 @@ def test_train__with_the_address_of_a_cluster_that_is_gone_is_one_line_of_error(
         f"rayfm: error: no Ray cluster answered at {address}: [Errno 111] Connection refused. "
     )
     assert done.stderr.count("\n") == 1
+
+
+SAYS_WHAT_DIES = """
+import os, signal, time
+import ray
+from rayfm.training import cluster
+
+cluster.connect()
+
+
+@ray.remote(max_retries=0)
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+try:
+    ray.get(die.remote())
+except ray.exceptions.RayError:
+    pass
+time.sleep(2)
+print("result")
+"""
+
+
+def test_connect__what_ray_says_of_trouble_stays_out_of_the_output():
+    done = subprocess.run([sys.executable, "-c", SAYS_WHAT_DIES], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "result\n"
+    assert "A worker died" in done.stderr

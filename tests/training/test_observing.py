@@ -89,4 +89,4 @@ def test_metrics__of_a_job_come_while_it_runs(ray_cluster, tmp_path):
         assert not missing, text
     finally:
         job.stop()
-        job._dismiss()
+        job.dismiss()
