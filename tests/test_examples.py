@@ -32,7 +32,7 @@ RECIPES = {
     "a9a": ("a9a", "auc", 0.9015),
 }
 
-MOST_WORKERS = {"movielens_100k": 4, "movielens_1m": 2, "frappe": 4, "criteo": 2, "a9a": 4}
+MOST_WORKERS = {"movielens_100k": 4, "movielens_1m": 2, "frappe": 4, "criteo": 2, "a9a": 2}
 
 
 def data(name):

@@ -183,7 +183,7 @@ def test_train__gives_up_when_the_same_happens_again_and_again(tmp_path):
     features, labels = problem()
     killer = Killer("Worker", *[("compile", None)] * 9)
     with pytest.raises(WorkerError, match=r"its process died.* 4 times in a row"):
-        fit(tmp_path, features, labels, "job", watcher=killer, workers=2, epochs=3)
+        fit(tmp_path, features, labels, "job", watcher=killer, epochs=3)
     assert len(killer.of("restart")) == recovery.MAX_RESTARTS
     assert not (tmp_path / "job" / "model.safetensors").exists()
 

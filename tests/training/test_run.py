@@ -100,10 +100,9 @@ def test_train__same_seed_same_bits(tmp_path, workers):
     assert (other.model.factors != runs[0].model.factors).any()
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "ftrl"])
-def test_train__any_number_of_servers_gives_the_same_bits(tmp_path, monkeypatch, optimizer):
+def test_train__any_number_of_servers_gives_the_same_bits(tmp_path, monkeypatch):
     features, labels = problem()
-    run = {"workers": 3, "epochs": 2, "optimizer": optimizer}
+    run = {"workers": 3, "epochs": 2, "optimizer": "ftrl"}
     one = fit(tmp_path, features, labels, "one", **run)
     monkeypatch.setattr(averaging, "LARGE_BYTES", 0)
     monkeypatch.setattr(cluster, "node_count", lambda: 3)
