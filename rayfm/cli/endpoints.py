@@ -36,17 +36,17 @@ _ENDPOINT_OPTIONS = (
                  help="Also answer at the root of the server, as a SageMaker container."),
     click.option("--access-log/--no-access-log", default=None, help="Log each request, as JSON.  [default: log]"),
     option_under(LIMITS, "--max-body", "max_body_bytes", type=byte_size, metavar="SIZE",
-            help="Size of a request, such as 25MiB; 413 above.  [default: 6MiB]"),
+                 help="Size of a request, such as 25MiB; 413 above.  [default: 6MiB]"),
     option_under(LIMITS, "--max-rows", type=click.IntRange(min=1), metavar="N",
-            help="Rows of a request; 413 above.  [default: 1000000]"),
+                 help="Rows of a request; 413 above.  [default: 1000000]"),
     option_under(LIMITS, "--max-nonzeros", type=click.IntRange(min=1), metavar="N",
-            help="Stored values of a request; 413 above.  [default: 50000000]"),
+                 help="Stored values of a request; 413 above.  [default: 50000000]"),
     option_under(LIMITS, "--max-pending", type=click.IntRange(min=1), metavar="N",
-            help="Requests that a replica holds at a time; 503 above.  [default: 256]"),
+                 help="Requests that a replica holds at a time; 503 above.  [default: 256]"),
     option_under(LIMITS, "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
-            help="How long a request may take.  [default: 60]"),
+                 help="How long a request may take.  [default: 60]"),
     option_under(KEYS, "--api-key-file", type=click.Path(dir_okay=False), metavar="FILE",
-            help="A key on each line, of which requests must show one; RAYFM_API_KEY for a new endpoint."),
+                 help="A key on each line, of which requests must show one; RAYFM_API_KEY for a new endpoint."),
     option_under(KEYS, "--no-api-key", is_flag=True, help="Let anybody ask."),
 )  # fmt: skip
 
@@ -117,7 +117,7 @@ def url_option(function: Callable[..., Any]) -> Callable[..., Any]:
 @endpoint_options
 @url_option
 @option_under(SERVER, "--host", metavar="ADDRESS",
-         help="Interface to listen on, 0.0.0.0 for all.  [default: 127.0.0.1]")  # fmt: skip
+              help="Interface to listen on, 0.0.0.0 for all.  [default: 127.0.0.1]")  # fmt: skip
 @option_under(SERVER, "--tls-certificate", metavar="FILE", help="PEM file, on the head node of the cluster.")
 @option_under(SERVER, "--tls-key", metavar="FILE", help="PEM file of its key.")
 @cluster_option

@@ -21,7 +21,7 @@ numbers that are not finite are None there.
 * ``scores``: how those of a held-out ``channel`` lie after the kept ``epoch``: see `rayfm.distributions`
 * ``test``: measures of the test channel
 * ``upload``: the model is about to be written
-* ``not written``: it could not be (``reason``), and is tried again
+* ``storage fails``: something could not be written or read (``reason``); it is tried again
 * ``end``: ``status``; ``metrics`` and ``seconds``, or the ``reason`` of a failure
 
 `log_lines` prints the lines that SageMaker's container prints, so that parsers of its logs go on working; `watching`

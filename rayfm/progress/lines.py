@@ -69,7 +69,7 @@ class LogLines(Dispatcher):
         if event["uri"] is None:
             self._line(f"No checkpoint could be written, the job goes on without: {event['reason']}", "WARNING")
 
-    def _on_not_written(self, event: Event) -> None:
+    def _on_storage_fails(self, event: Event) -> None:
         self._line(event["reason"], "WARNING")
 
     def _on_round(self, event: Event) -> None:

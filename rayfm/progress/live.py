@@ -84,7 +84,7 @@ class Live(Dispatcher):
         if event["uri"] is None:
             self._say(f"no checkpoint could be written, the job goes on without: {event['reason']}", "yellow")
 
-    def _on_not_written(self, event: Event) -> None:
+    def _on_storage_fails(self, event: Event) -> None:
         self._say(event["reason"], "yellow")
 
     def _on_round(self, event: Event) -> None:

@@ -14,7 +14,7 @@ RESTARTING, OTHER = "Lost to restarts", "Other"
 PARTS = (READING, STARTING, TRAINING, EXCHANGE, EVALUATING, WRITING, RESTARTING, OTHER)
 
 _ENDS = {"reading": STARTING, "read": READING, "start": STARTING, "compile": STARTING, "scores": EVALUATING,
-         "test": EVALUATING, "restart": RESTARTING, "not written": WRITING}  # fmt: skip
+         "test": EVALUATING, "restart": RESTARTING}  # fmt: skip
 """What ended with an event."""
 
 
@@ -28,8 +28,8 @@ def parts_of_time(job: KnownJob) -> dict[str, float]:
     now, phase = float(job.status["started"]), OTHER
     for event in job.events:
         kind, passed = event["event"], max(0.0, as_number(event.get("time", now)) - now)
-        if kind in ("round", "checkpoint"):
-            continue  # its time is the epoch's; that is written beside the training
+        if kind in ("round", "checkpoint", "storage fails"):
+            continue  # what goes on goes on
         if kind == "epoch":
             evaluating = min(passed, as_number(event.get("evaluate_seconds", 0.0)))
             exchange = min(passed - evaluating, max(0.0, as_number(event.get("exchange_seconds", 0.0))))
@@ -51,14 +51,7 @@ def _phase_after(kind: str, phase: str) -> str:
     """Return what is going on after an event."""
     if phase == RESTARTING and kind == "start":
         return RESTARTING  # until its workers have compiled
-    after = {
-        "reading": READING,
-        "read": READING,
-        "compile": TRAINING,
-        "epoch": TRAINING,
-        "upload": WRITING,
-        "not written": WRITING,
-    }
+    after = {"reading": READING, "read": READING, "compile": TRAINING, "epoch": TRAINING, "upload": WRITING}
     return RESTARTING if kind == "restart" else after.get(kind, OTHER)
 
 

@@ -97,10 +97,8 @@ class Settings:
         _check_keys(cls, known, "user_config", needed=("model_uri", "revision"))
         limits = dict(known.pop("limits", {}))
         _check_keys(Limits, limits, "limits")
-        known |= {
-            "revision": str(known["revision"]),
-            "key_digests": tuple(known.get("key_digests", ())),
-        }  # 7 is one too
+        known["revision"] = str(known["revision"])  # who writes YAML by hand may well call it 7
+        known["key_digests"] = tuple(known.get("key_digests", ()))
         return cls(**known, limits=Limits(**limits))
 
 

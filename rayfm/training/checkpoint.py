@@ -187,14 +187,14 @@ class CheckpointWriter:
 
     Attributes
     ----------
-    newest
-        The last that was written.
+    resumable
+        Where the job could be resumed from: what was written last, or what the run itself was resumed from.
     """
 
     def __init__(self, checkpoints: Checkpoints, tell: Callable[[dict[str, Any]], None]) -> None:
         self._checkpoints, self._tell = checkpoints, tell
         self._thread: threading.Thread | None = None
-        self.newest: Facts | None = None
+        self.resumable: Facts | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -224,7 +224,7 @@ class CheckpointWriter:
         try:
             got = ray.get([*states, *([] if best is None else [best])], timeout=FETCHING_S)
             uri = self._checkpoints.write(facts, got[: len(states)], None if best is None else got[-1])
-            self.newest = facts
+            self.resumable = facts
             self._tell({**event, "uri": uri, "seconds": time.monotonic() - began})
         except Exception as error:  # whatever it is, the run goes on without
             self._tell({**event, "uri": None, "seconds": time.monotonic() - began, "reason": str(error)})

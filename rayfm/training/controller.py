@@ -130,16 +130,18 @@ class RunController:
         try:
             self._result = result = self._run.execute()
             end = {"status": job.COMPLETED, "metrics": result.metrics, "best_epoch": result.best_epoch}
-            kept: dict[str, Any] = {"checkpoint": None}
+            gone = {"checkpoint": None}  # there is nothing to be resumed
         except RayfmError as error:
-            self._result, kept = error, {}
+            self._result, gone = error, {}
             status = job.STOPPED if isinstance(error, StoppedError) else job.FAILED
             reason = " ".join([str(error), *getattr(error, "__notes__", [])])
             end = {"status": status, "reason": reason, "error": type(error).__name__}
         ended = time.time()
-        while not self._status.try_to_write(ended=ended, **end, **kept) and time.time() < ended + PATIENCE_S:
+        while not (is_kept := self._status.try_to_write(ended=ended, **end, **gone)):
+            if time.time() > ended + PATIENCE_S:
+                break
             time.sleep(1.0)
-        if not isinstance(self._result, RayfmError):
+        if is_kept and gone:
             self._run.clean_up()
         self._tell({"event": "end", "seconds": ended - began, **end}, keep=True)
         self._over.set()
@@ -222,7 +224,7 @@ def _comes_after(event: Event, epochs: int) -> bool:
     """Tell whether an event tells of what follows so many epochs."""
     if event["event"] in ("round", "epoch"):
         return bool(event["epoch"] >= epochs)
-    return event["event"] in ("early stop", "scores", "test", "upload", "not written", "end")
+    return event["event"] in ("early stop", "scores", "test", "upload", "end")
 
 
 class _StatusFile:

@@ -135,7 +135,6 @@ def submit(
         max_run_s=max_run_s,
         details=dict(details or {}),
         resume=earlier is not None,
-        seed=earlier.get("seed") if earlier else None,
         started=earlier["started"] if earlier else None,
     )
     started = _start(spec, earlier)
@@ -205,8 +204,7 @@ def _start(spec: RunSpec, earlier: dict[str, Any] | None = None) -> TrainingJob:
     if earlier is None:
         spec.directory.claim(spec.facts())
     else:
-        kept = {name: earlier[name] for name in ("seed", "checkpoint") if name in earlier}
-        spec.directory.write_status(spec.facts() | kept)
+        spec.directory.write_status({**spec.facts(), "checkpoint": earlier.get("checkpoint")})
     try:
         controller = _controller(spec)
         try:

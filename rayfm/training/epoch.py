@@ -85,5 +85,14 @@ class Epoch:
             "workers": [
                 {"rank": rank, "rows": rows, "seconds": seconds} for rank, (rows, seconds) in enumerate(self.by_rank)
             ],
-            **{f"train:{name}": value for name, value in self.sums.values().items()},
+            **named("train", self.sums.values()),
         }
+
+
+def named(channel: str, measured: Mapping[str, float]) -> dict[str, float]:
+    """Return measures under the names that events give those of a channel.
+
+    >>> named("test", {"rmse": 0.9})
+    {'test:rmse': 0.9}
+    """
+    return {f"{channel}:{name}": value for name, value in measured.items()}

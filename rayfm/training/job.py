@@ -47,8 +47,8 @@ METRICS_FILE, STATUS_FILE = "metrics.jsonl", "job.json"
 ARCHIVE_FILE, CHECKPOINTS = "output/model.tar.gz", "checkpoints"
 IN_PROGRESS, STOPPING, COMPLETED, FAILED, STOPPED = "InProgress", "Stopping", "Completed", "Failed", "Stopped"
 RUNNING = (IN_PROGRESS, STOPPING)
-WRITING_PATIENCE_S, WRITING_AGAIN_S = 300.0, 2.0
-"""How long, and after which pauses, it is tried to write the model where the storage fails."""
+INSIST_FOR_S, INSIST_EVERY_S = 300.0, 2.0
+"""How long, and after which pauses, it is tried again where the storage fails."""
 STATUS_KEYS = {"job_name", "status", "started", "ended", "alive", "hyperparameters", "train_instance_count", "channels"}
 """What every job.json has."""
 
@@ -315,12 +315,12 @@ def save_model(
         model.save(uri)
 
 
-def insist(write: Callable[[], object], tell: Callable[[str], None], check: Callable[[], None]) -> None:
-    """Write, and where the storage fails try again for a while: somebody may free space, or a bucket come back.
+def insist(work: Callable[[], object], tell: Callable[[str], None], check: Callable[[], None]) -> None:
+    """Read or write, and where the storage fails try again for a while: space is freed, a bucket comes back.
 
     Parameters
     ----------
-    write
+    work
         Called until it raises no `StorageError`.
     tell
         Called with the first failure.
@@ -332,16 +332,16 @@ def insist(write: Callable[[], object], tell: Callable[[str], None], check: Call
     StorageError
         The last one, when the time is up.
     """
-    deadline, is_told = time.monotonic() + WRITING_PATIENCE_S, False
+    deadline, is_told = time.monotonic() + INSIST_FOR_S, False
     while True:
         try:
-            write()
+            work()
             return
         except StorageError as error:
             if time.monotonic() > deadline:
                 raise
             if not is_told:
-                tell(f"{error} It is tried again for {WRITING_PATIENCE_S:g} s.")
+                tell(f"{error} It is tried again for {INSIST_FOR_S:g} s.")
                 is_told = True
         check()
-        time.sleep(WRITING_AGAIN_S)
+        time.sleep(INSIST_EVERY_S)

@@ -19,7 +19,7 @@ from rayfm.errors import JobFailedError, RayfmError, ResourceError, StoppedError
 from rayfm.progress import Watcher, silent
 from rayfm.storage import absolute, join, list_folders, local_path
 from rayfm.training import addresses, cluster, job
-from rayfm.training.controller import NAMESPACE, actor_name
+from rayfm.training.controller import HEARTBEAT_S, NAMESPACE, actor_name
 from rayfm.training.job import JobDirectory, TrainingResult, default_output_path
 
 STOP_TIMEOUT_S = 120.0
@@ -28,8 +28,8 @@ STOP_TIMEOUT_S = 120.0
 SILENCE_S = 90.0
 """A job that no process has kept alive for so long is dead."""
 
-HEARTBEATS_S = 35.0
-"""Three of a controller's heartbeats: a job that has missed them is dead if its cluster has gone."""
+MISSED_S = 3.5 * HEARTBEAT_S
+"""A job that has kept silent for so long is dead if its cluster has gone, too."""
 
 POLL_S, REMOTE_POLL_S = 1.0, 5.0
 """How often a directory is looked at, on this machine's disks and elsewhere."""
@@ -273,7 +273,7 @@ class TrainingJob:
             address = status.get("ray_address")  # None until the controller has taken over
             here = address is not None and address == cluster.address()  # then it would be known
             quiet_s = time.time() - status["alive"]
-            has_gone = quiet_s > HEARTBEATS_S and addresses.has_gone(address, status.get("host"))
+            has_gone = quiet_s > MISSED_S and addresses.has_gone(address, status.get("host"))
             return (here or quiet_s > SILENCE_S or has_gone) and self._seems_to_run()
         try:
             ray.get(controller.ping.remote())

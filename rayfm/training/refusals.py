@@ -6,7 +6,6 @@ from rayfm.errors import ResourceError
 from rayfm.hyperparameters import Hyperparameters
 from rayfm.kernels.tables import CODES, size_bytes
 from rayfm.training import cluster
-from rayfm.training.growth import growth_s
 
 LEAST_IN_STORE = 0.1
 """Of the size of files: long numbers in text shrink so far, and of Parquet there may be columns that nobody reads."""
@@ -30,21 +29,14 @@ def check_room(size_of_files: int) -> None:
         )
 
 
-def check_memory(values: Hyperparameters, world_size: int, feature_dim: int, *, is_grown: bool = False) -> None:
+def check_memory(values: Hyperparameters, world_size: int, feature_dim: int) -> None:
     """Refuse a model that cannot fit a worker, with its optimizer's states and what is exchanged.
-
-    Parameters
-    ----------
-    is_grown
-        Whether the cluster has what the run has asked for. One that grows is not known before.
 
     Raises
     ------
     ResourceError
         If it cannot.
     """
-    if growth_s() and not is_grown:
-        return
     needed = size_bytes(CODES[values.optimizer], feature_dim, values.num_factors)
     needed += 4 * feature_dim * (values.threads or 1) * values.hogwild
     exchanged = 4 * feature_dim * (values.num_factors + 1) * (1 if values.optimizer == "adam" else 2)

@@ -46,7 +46,7 @@ def for_this_run(
     Parameters
     ----------
     anew
-        Let it start again in any case.
+        Let it start again in any case: workers have found that its rows come in another order.
 
     Raises
     ------
@@ -59,6 +59,7 @@ def for_this_run(
     notes = [f"{name} is {now[name]}, and was {facts.hyperparameters.get(name)}." for name in changed]
     notes += [f"The seed is {seed}, and was {facts.seed}."] if seed != facts.seed else []
     notes += [f"{world_size} workers go on from {facts.world_size}."] if world_size != facts.world_size else []
+    notes += ["The rows come in another order, as with other memory or CPUs."] if anew else []
     is_dealt_anew = anew or world_size != facts.world_size or seed != facts.seed or set(changed) & _OF_THE_ORDER
     if is_dealt_anew and facts.epoch["rounds_done"]:
         notes.append(f"Epoch {facts.epoch['number'] + 1}, of which some was trained, starts again with all its rows.")

@@ -13,9 +13,9 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,14 +31,15 @@ from rayfm.errors import (
     StorageError,
     WorkerError,
 )
-from rayfm.metrics import Metric, RankingCounts, default_metric, metric_named
 from rayfm.storage import local_path
 from rayfm.training import cluster, job, refusals, sources
 from rayfm.training.averaging import rounds_per_epoch, server_count
 from rayfm.training.blocks import Reading
-from rayfm.training.checkpoint import Checkpoint, Checkpoints, CheckpointWriter, Facts
-from rayfm.training.epoch import Epoch
+from rayfm.training.checkpoint import Checkpoint, Checkpoints, CheckpointWriter, Facts, State
+from rayfm.training.epoch import Epoch, named
 from rayfm.training.first_epoch import FirstEpoch
+from rayfm.training.growth import growth_s
+from rayfm.training.judging import Best, Judge, measures_of
 from rayfm.training.messages import OrderError, RoundReport, WorkerSetup
 from rayfm.training.patience import Patience
 from rayfm.training.recovery import Recovery
@@ -63,24 +64,6 @@ Event = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Best:
-    """The best epoch so far."""
-
-    epoch: int = -1
-    value: float = float("nan")
-    parameters: Any = None
-    """Reference to its parameters; None where the workers have them."""
-
-    def forget_what_is_lost(self) -> None:
-        """Forget the reference if it leads nowhere any more."""
-        try:
-            if self.parameters is not None:
-                ray.get(self.parameters, timeout=60)
-        except ray.exceptions.RayError:
-            self.parameters = None
-
-
 class Run:
     """The work of a controller. A plain class; controller.py makes an actor of it.
 
@@ -95,13 +78,13 @@ class Run:
     def __init__(self, spec: RunSpec, emit: Callable[[Event, bool], None], stopped: Callable[[], bool]) -> None:
         self.spec, self._emit_to = spec, emit
         self._values = spec.hyperparameters
-        given = spec.seed if self._values.seed is None else self._values.seed
-        self.seed = secrets.randbits(63) if given is None else given
+        self._judge = Judge(self._values)
+        self.seed = secrets.randbits(63) if self._values.seed is None else self._values.seed
         self._stopping = Stopping(stopped, spec.max_run_s)
         self._sources = dict(spec.channels)
         self._history: list[Event] = []
         self._first: FirstEpoch | None = None
-        self._best, self._recovery = _Best(), Recovery(self._epoch(0))
+        self._best, self._recovery = Best(), Recovery(self._epoch(0))
         self._epochs = self._values.epochs
         self._held_out: dict[str, dict[str, float]] = {}
         self._patience = Patience(spec.round_timeout_s)
@@ -110,7 +93,7 @@ class Run:
         self._resumed: Facts | None = None
         self._data = 0, 0
         self._servers: int | None = None
-        self._on_resuming: Event = {}
+        self._announcement: Event | None = None
 
     def take_up(self) -> int:
         """Take up, before `execute`, an earlier run in the same directory where its newest checkpoint has it.
@@ -128,27 +111,25 @@ class Run:
             If that run was of another kind of model.
         """
         checkpoint = self._checkpoints.newest()
-        self._on_resuming = {"event": "resume", "epoch": 0, "round": 0, "place": "the start", "uri": None, "notes": []}
         if checkpoint is None:
+            self._announcement = {
+                "event": "resume", "epoch": 0, "round": 0, "place": "the start", "uri": None, "notes": [],
+            }  # fmt: skip
             return 0
         if self._values.seed is None:
             self.seed = checkpoint.facts.seed
         checkpoint, notes = for_this_run(checkpoint, self._values, self.spec.world_size, self.seed)
-        facts = self._resumed = self._writer.newest = checkpoint.facts
+        facts = self._resumed = self._writer.resumable = checkpoint.facts
         self._history = list(facts.history)
-        if "validation" in self.spec.channels and self._judges_as(facts):
-            self._best = _Best(facts.best_epoch, facts.best_value)
+        if "validation" in self.spec.channels and self._judge.judges_as(facts.hyperparameters):
+            self._best = Best(facts.best_epoch, facts.best_value)
         self._go_on_from(checkpoint)
         epoch = self._recovery.epoch
         self._epochs = max(self._epochs, epoch.number + epoch.is_begun)
-        self._on_resuming |= {"epoch": epoch.number, "round": epoch.rounds_done, "place": facts.place}
-        self._on_resuming |= {"uri": checkpoint.uri, "notes": notes}
-        if self._is_worn_out(epoch.number - 1):
+        self._announcement = _resumed_from(checkpoint, notes)
+        if self._judge.is_enough(self._best, epoch.number - 1):
             self._epochs = epoch.number
         return epoch.number
-
-    def _judges_as(self, facts: Facts) -> bool:
-        return facts.hyperparameters.get("early_stopping_metric") == self._values.early_stopping_metric
 
     def execute(self) -> job.TrainingResult:
         """Run to the end.
@@ -165,10 +146,9 @@ class Run:
         except RayfmError as error:
             final = WorkerError(str(error)) if isinstance(error, cluster.LostError) else error
             self._writer.finish()
-            if newest := self._writer.newest:
-                final.add_note(
-                    f"The job can be resumed from {newest.place}, with other settings if they were the cause."
-                )
+            if self._writer.resumable:
+                place = self._writer.resumable.place
+                final.add_note(f"The job can be resumed from {place}, with other settings if they were the cause.")
             raise final from error.__cause__
         except BaseException as error:
             raise cluster.explain(error, "the run failed") from error
@@ -182,8 +162,8 @@ class Run:
 
     def _execute(self) -> job.TrainingResult:
         spec = self.spec
-        if self._on_resuming:
-            self._emit(self._on_resuming)
+        if self._announcement:
+            self._emit(self._announcement)
         request = cluster.WorkerRequest(
             spec.world_size, spec.worker_cpus, spec.worker_reserved_bytes, spec.oversubscribe
         )
@@ -199,11 +179,10 @@ class Run:
             if team is not None and spec.world_size == 1 and not self._values.shuffle and not self._resumed:
                 self._first = FirstEpoch(team.workers[0], self._values.feature_dim, self._check_memory)
             channels, feature_dim = self._read_channels(Reading(cpus, self._stopping.check))
-            self._check_memory(feature_dim)
             self._data = channels["train"].num_rows, feature_dim
             self._check_resumed()
             team = team or stack.enter_context(self._team(request))
-            refusals.check_memory(self._values, spec.world_size, feature_dim, is_grown=True)
+            refusals.check_memory(self._values, spec.world_size, feature_dim)
             while True:
                 try:
                     self._start(team, channels, feature_dim)
@@ -225,22 +204,27 @@ class Run:
         self._emit({"event": "restart", "reason": str(error), "epoch": self._recovery.epoch.number})
         team.restart()
 
-    def _fall_back(self, *, anew: bool = False) -> None:
-        """Go on from the newest checkpoint, or the start, next time, as what was kept is lost; of its epoch anew."""
+    def _fall_back(self, *, anew: bool = False) -> Event | None:
+        """Go on, next time, from the newest checkpoint or the start, as what was kept is lost; return what to say.
+
+        With `anew`, its epoch starts again.
+        """
         self._writer.finish()
         found: list[Checkpoint | None] = []
         self._insist(lambda: found.append(self._checkpoints.newest()))
         self._recovery.forget()
-        if found[0] is not None:
-            checkpoint, _ = for_this_run(found[0], self._values, self.spec.world_size, self.seed, anew=anew)
-            self._go_on_from(checkpoint)
+        if found[0] is None:
+            return None
+        checkpoint, notes = for_this_run(found[0], self._values, self.spec.world_size, self.seed, anew=anew)
+        self._go_on_from(checkpoint)
+        return _resumed_from(checkpoint, notes)
 
     def _go_on_from(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint, next time."""
         facts = checkpoint.facts
         epoch = Epoch.from_dict(facts.epoch, self._values.predictor_type)
         self._servers = len(checkpoint.states) - self.spec.world_size
-        kept = {id(state): ray.put(state) for state in {id(state): state for state in checkpoint.states}.values()}
+        kept = {id(state): ray.put(state) for state in _once_each(checkpoint.states)}
         self._recovery.take(epoch, [kept[id(state)] for state in checkpoint.states])
         if checkpoint.best is not None and facts.best_epoch == self._best.epoch and self._best.parameters is None:
             self._best.parameters = ray.put(checkpoint.best)
@@ -293,7 +277,9 @@ class Run:
         return channels, feature_dim
 
     def _check_memory(self, feature_dim: int) -> None:
-        refusals.check_memory(self._values, self.spec.world_size, feature_dim)
+        """Refuse a model that is too large before the workers have their places, where these are known."""
+        if not growth_s():
+            refusals.check_memory(self._values, self.spec.world_size, feature_dim)
 
     def _start(self, team: Team, channels: dict[str, Blocks], feature_dim: int) -> None:
         """Give the workers, which have been starting and compiling, their rows."""
@@ -348,50 +334,36 @@ class Run:
         """Validate an epoch, and let it be known."""
         epoch = record["epoch"]
         if is_validated:
-            judge, began = self._judge(), time.monotonic()
+            metric, began = self._judge.metric, time.monotonic()
             measured = self._evaluate(team, "validation")
             record["evaluate_seconds"] = time.monotonic() - began
-            record.update(_named("validation", measured))
-            if np.isnan(measured[judge.name]):
+            record.update(named("validation", measured))
+            if np.isnan(measured[metric.name]):
                 raise DataError(
-                    f"{judge.name} of the validation data is undefined.",
+                    f"{metric.name} of the validation data is undefined.",
                     "It needs rows of both classes and weights that are not all 0; else name another metric.",
                 )
-            record["best"] = epoch == 0 or judge.is_better(measured[judge.name], than=self._best.value)
+            record["best"] = epoch == 0 or metric.is_better(measured[metric.name], than=self._best.value)
             if record["best"]:
-                self._best = _Best(epoch, measured[judge.name])
+                self._best = Best(epoch, measured[metric.name])
         self._history.append(record)
         self._emit(record)
-        if self._is_worn_out(epoch) and epoch + 1 < self._epochs:
-            best, metric = self._best.epoch, self._judge().name
-            self._emit({"event": "early stop", "epoch": epoch, "best_epoch": best, "metric": metric})
+        if self._judge.is_enough(self._best, epoch) and epoch + 1 < self._epochs:
+            facts = {"best_epoch": self._best.epoch, "metric": self._judge.metric.name}
+            self._emit({"event": "early stop", "epoch": epoch, **facts})
             self._epochs = epoch + 1
-
-    def _is_worn_out(self, epoch: int) -> bool:
-        """Tell whether the validation metric has stopped getting better for long enough."""
-        patience = self._values.early_stopping_patience
-        return patience is not None and 0 <= self._best.epoch <= epoch - patience
 
     def _resume(self, team: Team) -> None:
         """Let new actors go on from what was kept of those before."""
         try:
             self._wait(self._recovery.resume(team), "going on")
         except OrderError:
-            self._fall_back(anew=True)
-            note = (
-                f"Epoch {self._recovery.epoch.number + 1} starts again with all its rows: they come in another order."
-            )
-            self._emit({**self._on_resuming, "round": 0, "notes": [note]})
+            if announcement := self._fall_back(anew=True):
+                self._emit(announcement)
             self._resume(team)
         except cluster.LostError:
             self._fall_back()
             raise
-
-    def _judge(self) -> Metric:
-        name = self._values.early_stopping_metric
-        if name is None:
-            return default_metric(self._values.predictor_type)
-        return metric_named(name, self._values.predictor_type)
 
     def _train_epoch(self, team: Team, epoch: Epoch) -> Event:
         """Train an epoch to its end; return its record."""
@@ -434,7 +406,8 @@ class Run:
             self._writer.begin(self._facts_of(epoch), self._recovery.states, self._best.parameters)
         if reason is not None:
             self._writer.finish()
-            place = f" It can be resumed from {self._writer.newest.place}." if self._writer.newest else ""
+            resumable = self._writer.resumable
+            place = f" It can be resumed from {resumable.place}." if resumable else ""
             raise type(reason)(f"{reason}{place}")
 
     def _keep(self, team: Team, epoch: Epoch, *, may_fail: bool) -> bool:
@@ -458,7 +431,7 @@ class Run:
 
     def _emit_round(self, epoch: Epoch, reports: list[RoundReport]) -> None:
         running = [
-            {"host": report.rank + 1, "batch": batch, **_named("train", sums.values())}
+            {"host": report.rank + 1, "batch": batch, **named("train", sums.values())}
             for report in (reports if epoch.number == len(self._history) else [])
             for batch, sums in report.running
         ]
@@ -488,30 +461,24 @@ class Run:
             f"evaluating {channel}",
             kind=f"evaluating {channel}",
         )
-        sums, counts = parts[0]
-        for more, others in parts[1:]:
-            sums = sums + more
-            counts = others if counts is None else counts if others is None else counts.merge(others)
-        measured: dict[str, float] = sums.values()
-        if isinstance(counts, RankingCounts):
-            measured["auc"] = counts.auc()
+        measured, counts = measures_of(parts)
         if in_detail and (scores := distributions.record(counts)):
             self._emit({"event": "scores", "channel": channel, "epoch": detail_of, **scores})
         return measured
 
-    def _evaluate_kept(self, team: Team, best: _Best, channels: Collection[str]) -> dict[str, float]:
+    def _evaluate_kept(self, team: Team, best: Best, channels: Collection[str]) -> dict[str, float]:
         """Measure the parameters that are kept on the rows that are held out; return the measures of the test rows."""
         for channel in sorted({"validation", "test"} & set(channels) - set(self._held_out)):
             began = time.monotonic()
             measured = self._evaluate(team, channel, best.parameters, detail_of=best.epoch)
-            self._held_out[channel] = _named(channel, measured)
+            self._held_out[channel] = named(channel, measured)
             if channel == "test":
                 self._emit({"event": "test", "seconds": time.monotonic() - began, **self._held_out[channel]})
         return self._held_out.get("test", {})
 
     def _finish(self, team: Team, channels: dict[str, Blocks]) -> job.TrainingResult:
         """Test the best epoch's parameters and write the model."""
-        best = self._best if self._best.epoch >= 0 else _Best(self._epochs - 1)
+        best = self._best if self._best.epoch >= 0 else Best(self._epochs - 1)
         record = self._history[best.epoch]
         metrics = {name: value for name, value in record.items() if ":" in name}
         metrics.update(self._evaluate_kept(team, best, channels))
@@ -529,8 +496,8 @@ class Run:
             self._insist(lambda: job.save_model(parameters, self._values, uris, metrics, facts))
         return job.TrainingResult(directory, metrics, self._history, best.epoch)
 
-    def _insist(self, write: Callable[[], object]) -> None:
-        job.insist(write, lambda text: self._emit({"event": "not written", "reason": text}), self._stopping.check)
+    def _insist(self, work: Callable[[], object]) -> None:
+        job.insist(work, lambda text: self._emit({"event": "storage fails", "reason": text}), self._stopping.check)
 
     def _reaches(self, worker: Any, uri: str) -> bool:
         """Tell whether a worker writes to the same place when it writes to a URI."""
@@ -538,7 +505,7 @@ class Run:
             return True
         return bool(self._wait([worker.node_id.remote()], "placing")[0] == ray.get_runtime_context().get_node_id())
 
-    def _facts(self, best: _Best, channels: dict[str, Blocks]) -> dict[str, Any]:
+    def _facts(self, best: Best, channels: dict[str, Blocks]) -> dict[str, Any]:
         return {
             "job_name": self.spec.job_name,
             "created": job.utc_now(),
@@ -569,5 +536,12 @@ class Run:
         self._emit_to(event, keep)
 
 
-def _named(channel: str, measured: Mapping[str, float]) -> dict[str, float]:
-    return {f"{channel}:{name}": value for name, value in measured.items()}
+def _resumed_from(checkpoint: Checkpoint, notes: list[str]) -> Event:
+    facts = checkpoint.facts
+    where = {"epoch": facts.epoch["number"], "round": facts.epoch["rounds_done"], "place": facts.place}
+    return {"event": "resume", **where, "uri": checkpoint.uri, "notes": notes}
+
+
+def _once_each(states: list[State]) -> Iterable[State]:
+    """Return each state once: where there are more workers than before, several go on from the same one."""
+    return {id(state): state for state in states}.values()

@@ -42,8 +42,8 @@ class RunSpec:
         Tells this submission from others of the same directory.
     resume
         Go on from the newest checkpoint in the directory.
-    seed, started
-        Those of the earlier submission; None for a new one.
+    started
+        When the job was first submitted; None for now.
     """
 
     job_name: str
@@ -61,7 +61,6 @@ class RunSpec:
     details: Mapping[str, Any] = field(default_factory=dict)
     claim: str = field(default_factory=lambda: secrets.token_hex(16))
     resume: bool = False
-    seed: int | None = None
     started: float | None = None
 
     def facts(self) -> dict[str, Any]:

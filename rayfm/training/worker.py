@@ -81,7 +81,7 @@ class Worker:
         values = setup.hyperparameters
         self._shard = Shard([], values.mini_batch_size, setup.budget_bytes)
         self._has_table = False
-        self._own: Parameters | None = None
+        self._finished: Parameters | None = None
         self._code, self._num_factors = CODES[values.optimizer], values.num_factors
         self._threads = setup.threads
         if not values.hogwild:
@@ -364,9 +364,9 @@ class Worker:
         DivergenceError
             If a parameter is not finite.
         """
-        if self._own is None:  # else it is tried again
-            self._own = into_parameters(self._table, self._num_factors)
-        job.save_model(self._own, self.setup.hyperparameters, uris, metrics, facts)
+        if self._finished is None:  # else the table is gone, and it is tried again
+            self._finished = into_parameters(self._table, self._num_factors)
+        job.save_model(self._finished, self.setup.hyperparameters, uris, metrics, facts)
 
     def _rule_after(self, progress: float) -> Rule:
         from rayfm.kernels.training import Rule

@@ -52,16 +52,16 @@ def small_disk(tmp_path):
 
 def test_train__goes_on_while_the_disk_is_full_and_ends_right_once_there_is_space(small_disk, tmp_path, monkeypatch):
     keep_always(monkeypatch)
-    monkeypatch.setattr(job, "WRITING_AGAIN_S", 0.1)
+    monkeypatch.setattr(job, "INSIST_EVERY_S", 0.1)
     folder, filler, fill = small_disk
     features, labels = problem()
-    watcher = Watcher(compile=fill, not_written=filler.unlink)
+    watcher = Watcher(compile=fill, storage_fails=filler.unlink)
     run = {"workers": 2, "epochs": 3}
     result = fit(folder, features, labels, watcher=watcher, **run)
     [failed, *_] = watcher.of("checkpoint")
     assert failed["uri"] is None
     assert "no space left. Free space there" in failed["reason"]
-    [said] = watcher.of("not written")
+    [said] = watcher.of("storage fails")
     assert "no space left. Free space there" in said["reason"]
     assert "It is tried again for 300 s." in said["reason"]
     same_bits(result, fit(tmp_path, features, labels, "undisturbed", **run))
@@ -69,7 +69,7 @@ def test_train__goes_on_while_the_disk_is_full_and_ends_right_once_there_is_spac
 
 
 def test_train__a_disk_that_stays_full_ends_it_with_the_reason(small_disk, monkeypatch):
-    monkeypatch.setattr(job, "WRITING_PATIENCE_S", 0.0)
+    monkeypatch.setattr(job, "INSIST_FOR_S", 0.0)
     folder, _, fill = small_disk
     with pytest.raises(StorageError, match=r"model\.safetensors cannot be written: no space left. Free space there"):
         fit(folder, *problem(), watcher=Watcher(upload=fill), epochs=1)
@@ -77,7 +77,7 @@ def test_train__a_disk_that_stays_full_ends_it_with_the_reason(small_disk, monke
 
 
 def test_train__outlasts_a_bucket_that_fails_for_a_while(s3_endpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "WRITING_AGAIN_S", 0.1)
+    monkeypatch.setattr(job, "INSIST_EVERY_S", 0.1)
     keep_always(monkeypatch)
     port = free_port()
 
@@ -90,11 +90,11 @@ def test_train__outlasts_a_bucket_that_fails_for_a_while(s3_endpoint, tmp_path, 
     boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}").create_bucket(Bucket="failing")
     output = f"s3://failing/out?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
     back = threading.Timer(2.0, lambda: servers.append(start()))
-    watcher = Watcher(compile=servers[0].stop, not_written=back.start)
+    watcher = Watcher(compile=servers[0].stop, storage_fails=back.start)
     features, labels = problem()
     result = fit(output, features, labels, "failing", watcher=watcher, epochs=3)
     back.join()
     assert watcher.of("checkpoint")[0]["uri"] is None
-    assert len(watcher.of("not written")) == 1
+    assert len(watcher.of("storage fails")) == 1
     same_bits(result, fit(tmp_path, features, labels, "undisturbed", epochs=3))
     servers[-1].stop()

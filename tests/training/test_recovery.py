@@ -16,9 +16,9 @@ from rayfm.errors import WorkerError
 from rayfm.formats import parquet
 from rayfm.reading import ReadOptions
 from rayfm.training import cluster, patience, recovery
-from rayfm.training import run as run_module
 from rayfm.training.checkpoint import Checkpoints
 from rayfm.training.first_epoch import FirstEpoch
+from rayfm.training.judging import Best
 from rayfm.training.team import Team
 from tests.conftest import SECOND_RAY, SESSION, live_actors
 from tests.training.test_run import fit, problem, same_bits
@@ -220,7 +220,7 @@ def test_train__has_the_best_epoch_from_a_checkpoint_or_trains_it_again_when_its
     keep_always(monkeypatch)
     if not is_written:
         monkeypatch.setattr(Checkpoints, "newest", lambda _: None)
-    monkeypatch.setattr(run_module._Best, "forget_what_is_lost", lambda best: setattr(best, "parameters", None))
+    monkeypatch.setattr(Best, "forget_what_is_lost", lambda best: setattr(best, "parameters", None))
     features, labels = problem()
     run = {"workers": 2, "epochs": 5, "validation": (held_out()[0], -held_out()[1])}
     killer = Killer("Worker", ("epoch", 3))

@@ -136,8 +136,11 @@ def test_resume__of_rows_in_another_order_begins_the_epoch_with_all_of_them(tmp_
     assert "from epoch 2, round " in reason
     begun(tmp_path)
     resumed, events = resume(tmp_path, worker_memory_bytes=0, **run)
-    assert [event["notes"] for event in events if event["event"] == "resume"][-1] == [
-        "Epoch 2 starts again with all its rows: they come in another order."
+    first, again = (event for event in events if event["event"] == "resume")
+    assert first["round"] > again["round"] == 0
+    assert again["notes"][:2] == [
+        "The rows come in another order, as with other memory or CPUs.",
+        "Epoch 2, of which some was trained, starts again with all its rows.",
     ]
     assert [record["workers"][0]["rows"] for record in resumed.history] == [600, 600, 600]
 
