@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +52,13 @@ def eventually(found, what):
             return result
         assert time.monotonic() < deadline, what
         time.sleep(0.2)
+
+
+def has_begun(status):
+    """Whether the controller of a job has taken over; its directory is claimed before."""
+    with suppress(OSError, ValueError):  # there is none yet, or nothing in it
+        return "ray_address" in json.loads(status.read_text())
+    return False
 
 
 def is_answering(url):
@@ -118,7 +126,7 @@ def test_dashboard__is_for_those_who_have_the_token(head):
 
 def test_training_job__bears_the_submission_id_and_is_seen_by_it_from_another_process(head, jobs):
     directory = jobs.folder / "endless"
-    eventually((directory / "job.json").exists, "the training job does not begin")
+    eventually(lambda: has_begun(directory / "job.json"), "the training job does not begin")
     shown = head.run("rayfm", "jobs", "show", "endless", "--address", head.address, "--json", cwd="/")
     assert shown.returncode == 0, shown.stderr
     described = json.loads(shown.stdout)
