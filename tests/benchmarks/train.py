@@ -124,8 +124,10 @@ def xlearn(path, arguments, threads):
     """Seconds of an epoch of xLearn's AdaGrad, as it says itself."""
     command = ["xlearn_train", str(path), "-s", "1", "-p", "adagrad", "-k", str(arguments.factors), "-e", "4",
                "-nthread", str(threads), "--dis-es", "--no-norm"]  # fmt: skip
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return min(float(seconds) for seconds in re.findall(r"^\[[^\]]*\]?\s*\d+\s+[\d.]+.*?([\d.]+)\s*$", said, re.M))
+    user = {"USER": os.environ.get("USER", "nobody")}  # it fails without one
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | user).stdout
+    plain = re.sub(r"\x1b\[[\d;]*m", "", said)
+    return min(float(seconds) for seconds in re.findall(r"\]\s+\d+\s+[\d.]+\s+([\d.]+)\s*$", plain, re.M))
 
 
 def main():
