@@ -54,9 +54,11 @@ def raw_score(width, start, stop, ahead, keys, values, w0, linear, linear_step, 
     for entry in range(start, stop):
         j, x = np.int64(item(keys, entry)), item(values, entry)
         coming = np.int64(item(keys, entry + distance))
-        for offset in range(0, k, 16):
-            prefetch(rows, coming * step + offset)
         prefetch(linear, coming * linear_step)
+        if linear_step == 1:  # else the factors begin where w is
+            prefetch(rows, coming * step)
+        for offset in range(0, k, 16):  # they end in another cache line than they begin in
+            prefetch(rows, coming * step + min(offset + 15, k - 1))
         linear_sum += item(linear, j * linear_step) * x
         if whole:
             vx = load(rows, j * step, width) * x

@@ -296,7 +296,7 @@ def train_row_by_row(width, code, rows, order, rule, steps, table, scratch, thre
         for entry in range(start, stop):
             coming = np.int64(item(keys, entry + distance))
             for offset in range(length, step - 4, 16):  # what is before, scoring has fetched
-                prefetch(table.factors, coming * step + offset)
+                prefetch(table.factors, coming * step + min(offset + 15, step - 5))
             j, x = np.int64(item(keys, entry)), item(values, entry)
             ex = error * x
             for offset in range(value_of(width), length, value_of(width)):

@@ -108,7 +108,7 @@ def touch_epoch(width, indptr, keys, values, order, size, linear, rows, step, le
             for entry in range(start, stop):
                 j = np.int64(item(keys, entry))
                 coming = np.int64(item(keys, entry + distance))
-                prefetch(rows, coming * step)
+                prefetch(rows, coming * step + length - 1)
                 prefetch(linear, coming * step)
                 put(out, 0, item(linear, j * step))
                 put(out, 1, item(values, entry))
