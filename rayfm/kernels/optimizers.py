@@ -25,7 +25,7 @@ from __future__ import annotations
 import numpy as np
 
 from rayfm.kernels.jit import part
-from rayfm.kernels.vectors import clipped, shrunk, square_root
+from rayfm.kernels.vectors import clipped, near_square_root, shrunk, square_root
 
 BETA1 = np.float32(0.9)
 BETA2 = np.float32(0.999)
@@ -61,7 +61,7 @@ def decayed(p, g, clip, decay):  # type: ignore[no-untyped-def]
 def adagrad(p, g, n, lr, eps):  # type: ignore[no-untyped-def]
     """Return (p, n) after an update by a `decayed` gradient."""
     n = n + g * g
-    return p - g * lr / (square_root(n) + eps), n
+    return p - g * lr / (near_square_root(n) + eps), n
 
 
 @part

@@ -27,6 +27,14 @@ from rayfm.kernels.jit import FAST
 _FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _FLAGS = tuple(sorted(FAST))
 
+_ESTIMATES = {
+    "v8f32": ("llvm.x86.avx512.rsqrt14.ps.256", "+avx512vl"),
+    "v16f32": ("llvm.x86.avx512.rsqrt14.ps.512", "+avx512f"),
+}
+"""What estimates 1 / √x to 2⁻¹⁴, and which feature of a processor that is, by the type of x."""
+
+_SMALLEST_NORMAL = 2.0**-126
+
 
 class Constant:
     """An integer that a kernel is compiled for."""
@@ -285,6 +293,32 @@ def square_root(typingctx, x):  # type: ignore[no-untyped-def]
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
         return _call(builder, f"llvm.sqrt.{_suffix(args[0])}", args[0].type, args[0], flags=_FLAGS)
+
+    return x(x), codegen
+
+
+@intrinsic
+def near_square_root(typingctx, x):  # type: ignore[no-untyped-def]
+    """Return the square root of each of a Row to within 2⁻²² of itself, of infinity NaN; of a float32 the exact one.
+
+    Where the processor has an estimate of 1 / √x, one step of Newton's method on it takes a fifth of the time of its
+    square root. What is below the smallest normal number comes out too small.
+    """
+    if not (isinstance(x, Row) or x == types.float32):
+        return None
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        value, suffix = args[0], _suffix(args[0])
+        name, feature = _ESTIMATES.get(suffix, ("", ""))
+        if not name or feature not in context.codegen().magic_tuple()[2].split(","):
+            return _call(builder, f"llvm.sqrt.{suffix}", value.type, value, flags=_FLAGS)
+        zero, smallest, half = (_like(builder, _FLOAT(number), value) for number in (0.0, _SMALLEST_NORMAL, 0.5))
+        normal = builder.select(builder.fcmp_ordered("<", value, smallest), smallest, value)
+        inverse = _call(builder, name, value.type, normal, zero, ir.IntType(value.type.count)(-1))
+        root = builder.fmul(value, inverse, flags=_FLAGS)
+        rest = builder.fsub(value, builder.fmul(root, root, flags=_FLAGS), flags=("contract",))
+        step = builder.fmul(rest, builder.fmul(inverse, half, flags=_FLAGS), flags=("contract",))
+        return builder.fadd(root, step, flags=("contract",))
 
     return x(x), codegen
 
