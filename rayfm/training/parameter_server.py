@@ -1,23 +1,26 @@
 """The parameter server: combines what the workers learned in a round and publishes it.
 
 What it returns lies in the object store once, and every worker maps it. A plain class, so that it can be tested and
-used without Ray; `run` makes an actor of it.
+used without Ray; `run` makes an actor of it. Kernels are imported where the actor needs them: controller and driver,
+which only name this class, start without.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayfm.hyperparameters import Hyperparameters
-from rayfm.kernels.exchange import Combiner, FeatureRows, warm_up_combiner
 from rayfm.kernels.tables import CODES, FTRL, Parameters, parameters_in, second_states_in, table_of
 from rayfm.model import draw_parameters
 from rayfm.training.averaging import REACH, combine, ranges
 from rayfm.training.messages import Published, RoundResult, WorkerSetup
+
+if TYPE_CHECKING:
+    from rayfm.kernels.exchange import FeatureRows
 
 Message = TypeVar("Message", RoundResult, Published)
 
@@ -35,6 +38,8 @@ class ParameterServer:
         self._first = 0
         self._values, self._seed = setup.hyperparameters, setup.seed
         self._reach = REACH[self._values.optimizer] if self._values.scale_rates else 1.0
+        from rayfm.kernels.exchange import warm_up_combiner
+
         warm_up_combiner()
 
     def prepare(self, feature_dim: int, index: int = 0, count: int = 1) -> None:
@@ -47,6 +52,8 @@ class ParameterServer:
         index, count
             Which server it is of how many; see `averaging.ranges`.
         """
+        from rayfm.kernels.exchange import Combiner
+
         bias, rows = np.zeros(1, np.float32), np.zeros((feature_dim, 1 + self._values.num_factors), np.float32)
         draw_parameters((bias, rows[:, 0], rows[:, 1:]), self._values, self._seed)
         self._first, end = ranges(feature_dim, count)[index]

@@ -318,3 +318,9 @@ def test_submit__a_job_on_the_embedded_ray_ends_before_its_process(tmp_path):
     assert done.stdout == "submitted\n"
     assert done.stderr == "rayfm: waiting for job, which runs in this process; Ctrl-C stops it\n"
     assert json.loads((tmp_path / "job" / "job.json").read_text())["status"] == "Completed"
+
+
+def test_controller__and_who_submits_to_it_start_without_numba():
+    """They only name the actors that compute; the import takes a quarter of a second, one after the other."""
+    code = "import sys, rayfm.training.controller, rayfm.training.driver; print('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
