@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -30,3 +34,18 @@ def test_near_square_root__of_zero_is_zero_and_of_nan_nan(width):
     near_square_roots(Constant(width), x, out)
     np.testing.assert_array_equal(out[[0, 1, 3]], np.float32([0, np.nan, 3]))
     assert 0 <= out[2] <= 1.01e-20
+
+
+def test_near_square_root__is_the_square_root_on_a_processor_without_estimates():
+    code = """
+import numpy as np
+from rayfm.kernels.vectors import Constant
+from tests.kernels.test_vectors import near_square_roots
+x = np.array([0, 1e-40, 2, np.inf] * 4, np.float32)
+out = np.empty_like(x)
+near_square_roots(Constant(16), x, out)
+print(np.array_equal(out, np.sqrt(x)))
+"""
+    plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | plain, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
