@@ -4,7 +4,9 @@ A run from files of each format, with one worker of one thread, one of two threa
 up: seconds in all, of reading, before the first epoch (which one worker trains while it is read: the seconds in all but
 those of its kernels until it is over), of an epoch, and of the kernels alone for the same epochs; the
 most memory of a worker, beside its parameters, states and rows, and of all processes together. With --peer, xLearn's
-own command (``xlearn_train``, where it is installed) trains on the same rows in turn.
+own command (``xlearn_train``, where it is installed) trains on the same rows in turn. To build it:
+``pip download --no-deps --no-binary :all: xlearn==0.40a1``, unpack that, and in its folder ``compile``
+``cmake -DCMAKE_POLICY_VERSION_MINIMUM=3.5 . && make xlearn_train``.
 
 Memory is proportional set size, in which a page that several processes map counts once, sampled ten times a second.
 """
