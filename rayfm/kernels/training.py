@@ -295,7 +295,7 @@ def train_row_by_row(width, code, rows, order, rule, steps, table, scratch, thre
         distance = min(ahead, len(keys) - (stop - start)) - start
         for entry in range(start, stop):
             coming = np.int64(item(keys, entry + distance))
-            for offset in range(length, step - 4, 16):  # what is before, scoring has fetched
+            for offset in range(length, step - 4, 16):  # the states to their last; what is before, scoring has fetched
                 prefetch(table.factors, coming * step + min(offset + 15, step - 5))
             j, x = np.int64(item(keys, entry)), item(values, entry)
             ex = error * x

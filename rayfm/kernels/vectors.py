@@ -132,6 +132,10 @@ def _suffix(value: Any) -> str:
     return f"v{value.type.count}f32" if isinstance(value.type, ir.VectorType) else "f32"
 
 
+def _square_root(builder: Any, value: Any) -> Any:
+    return _call(builder, f"llvm.sqrt.{_suffix(value)}", value.type, value, flags=_FLAGS)
+
+
 def _is_octets(array: Any) -> bool:
     return isinstance(array, types.Array) and array.ndim == 1 and array.dtype == types.uint8
 
@@ -292,7 +296,7 @@ def square_root(typingctx, x):  # type: ignore[no-untyped-def]
         return None
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        return _call(builder, f"llvm.sqrt.{_suffix(args[0])}", args[0].type, args[0], flags=_FLAGS)
+        return _square_root(builder, args[0])
 
     return x(x), codegen
 
@@ -308,10 +312,10 @@ def near_square_root(typingctx, x):  # type: ignore[no-untyped-def]
         return None
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        value, suffix = args[0], _suffix(args[0])
-        name, feature = _ESTIMATES.get(suffix, ("", ""))
+        value = args[0]
+        name, feature = _ESTIMATES.get(_suffix(value), ("", ""))
         if not name or feature not in context.codegen().magic_tuple()[2].split(","):
-            return _call(builder, f"llvm.sqrt.{suffix}", value.type, value, flags=_FLAGS)
+            return _square_root(builder, value)
         zero, smallest, half = (_like(builder, _FLOAT(number), value) for number in (0.0, _SMALLEST_NORMAL, 0.5))
         normal = builder.select(builder.fcmp_ordered("<", value, smallest), smallest, value)
         inverse = _call(builder, name, value.type, normal, zero, ir.IntType(value.type.count)(-1))

@@ -43,7 +43,7 @@ class RunSpec:
     resume
         Go on from the newest checkpoint in the directory.
     started
-        When the job was first submitted; None for now.
+        When the job was first submitted; None where that is now.
     """
 
     job_name: str

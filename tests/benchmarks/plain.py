@@ -108,8 +108,9 @@ def touch_epoch(width, indptr, keys, values, order, size, linear, rows, step, le
             for entry in range(start, stop):
                 j = np.int64(item(keys, entry))
                 coming = np.int64(item(keys, entry + distance))
-                prefetch(rows, coming * step + length - 1)
                 prefetch(linear, coming * step)
+                for offset in range(0, length, 16):
+                    prefetch(rows, coming * step + min(offset + 15, length - 1))
                 put(out, 0, item(linear, j * step))
                 put(out, 1, item(values, entry))
                 for offset in range(0, length, value_of(width)):
