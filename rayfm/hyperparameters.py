@@ -196,10 +196,10 @@ class Hyperparameters:
         "Stop after so many epochs without a better validation metric; never when left out.", sagemaker=False
     )
     rounds_per_epoch: int | None = _positive(
-        "How often the workers' parameters are averaged in an epoch; chosen by rayfm when left out.", sagemaker=False
+        "How often workers exchange what they learned in an epoch; chosen by rayfm when left out.", sagemaker=False
     )
     scale_rates: bool = _row(
-        bool, "Multiply the rates by the worker count, so that nothing is retuned.", True, sagemaker=False
+        bool, "Scale the rates with the number of workers, so that nothing is retuned.", True, sagemaker=False
     )
 
     threads: int | None = _positive(

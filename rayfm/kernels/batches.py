@@ -37,7 +37,7 @@ class Rows(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What mini-batches are worked on with; it holds nothing between them but `touched`.
+    """What mini-batches are worked on with; it holds nothing between them but `marks`.
 
     A group is the threads that share a mini-batch. m is the most rows of one, capacity the most entries, noted_capacity
     the most of one thread.
@@ -58,7 +58,7 @@ class Scratch(NamedTuple):
     gradient: Float32  # (threads, length)    of one feature
     totals: NDArray[np.float64]  # (threads, 8)    sum of second states
     counters: NDArray[np.int64]  # (24,)
-    touched: NDArray[np.uint8]  # (feature_dim,) or (0,)    TOUCHED where a feature was updated and not told since
+    marks: NDArray[np.uint16]  # (feature_dim,) or (0,)    of features, as rayfm.kernels.tables says
     noted_capacity: int
 
 
@@ -81,7 +81,7 @@ def scratch_for(
     noted_capacity
         The most that a thread's part of one has, when threads work together; `capacity` when left out.
     is_shared
-        Gather the touched features.
+        Mark the features that are updated, and heed how many workers have them.
     """
     feature_dim = len(table.heads) // table.step
     groups = threads if racing else 1
@@ -104,7 +104,7 @@ def scratch_for(
         np.zeros((threads, table.length), np.float32),
         np.zeros((threads, 8), np.float64),
         np.zeros(24, np.int64),
-        np.zeros(feature_dim if is_shared else 0, np.uint8),
+        np.zeros(feature_dim if is_shared else 0, np.uint16),
         noted_capacity,
     )
 

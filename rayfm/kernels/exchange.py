@@ -1,7 +1,8 @@
 """What workers and the parameter server tell each other of features: gathered, combined and put back in one pass each.
 
-A round touches a part of the features, in click logs a small one; only their numbers travel. Where every feature is
-touched their indices add 4 bytes to a row of 4 (1 + num_factors), so that there is no other form for that.
+A round exchanges a part of the features (rayfm.training.averaging says which), in click logs a small one; only their
+numbers travel. Where it is every feature, their indices add 4 bytes to a row of 4 (1 + num_factors), so that there is
+no other form for that.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,16 +38,28 @@ class FeatureRows(NamedTuple):
 
 
 class Memory:
-    """Memory for rows that is used again: the first use of a page takes longer than what is written to it."""
+    """Memory for rows and their features that is used again: the first use of a page takes longer than writing to it.
+
+    What is returned is not initialised, and overwritten when there is more to return.
+    """
 
     def __init__(self) -> None:
-        self._floats = np.empty(0, np.float32)
+        self._features, self._floats = np.empty(0, np.uint32), np.empty(0, np.float32)
+
+    def features(self, count: int) -> NDArray[np.uint32]:
+        """Return shape (count,)."""
+        if count > len(self._features):
+            self._features = self._new(count, np.uint32)
+        return self._features[:count]
 
     def rows(self, count: int, width: int) -> NDArray[np.float32]:
-        """Return shape (count, width), not initialised; what was returned before is overwritten."""
+        """Return shape (count, width)."""
         if count * width > len(self._floats):
-            self._floats = np.empty(count * width, np.float32)
+            self._floats = self._new(count * width, np.float32)
         return self._floats[: count * width].reshape(count, width)
+
+    def _new(self, count: int, dtype: type) -> NDArray[Any]:
+        return np.empty(count, dtype)
 
 
 @part
@@ -103,14 +116,47 @@ def find(flags, mask, features):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def number_features(counts, features, slots):  # type: ignore[no-untyped-def]
-    """List the features whose count is not 0, and note for each where it stands in the list; return how many."""
+def take_due(features, exponents, least, turn, marks, flag, due):  # type: ignore[no-untyped-def]
+    """List those of `features` that are due and flagged in `due`, which has room for all; return how many.
+
+    A feature is due in one of 2^exponent turns, or of 2^least if that is more; not all features in the same one. The
+    flags of those listed are cleared.
+    """
     count = 0
-    for feature in range(len(counts)):
-        put(features, count, np.uint32(feature))
-        put(slots, feature, count)
-        count += item(counts, feature) != 0
+    for number in range(len(features)):
+        feature = np.int64(item(features, number))
+        mark, exponent = item(marks, feature), max(np.int64(item(exponents, number)), least)
+        put(due, count, np.uint32(feature))
+        is_due = ((mark & flag) != 0) & (((turn + feature) & ((1 << exponent) - 1)) == 0)
+        put(marks, feature, np.uint16(mark & ~(flag * is_due)))
+        count += is_due
     return count
+
+
+@kernel
+def merge_features(one, other, merged):  # type: ignore[no-untyped-def]
+    """List what is in either of two ascending lists in `merged`, which has room for both; return how many."""
+    first, second, count = 0, 0, 0
+    while first < len(one) and second < len(other):
+        left, right = item(one, first), item(other, second)
+        put(merged, count, min(left, right))
+        first += left <= right
+        second += right <= left
+        count += 1
+    for number in range(first, len(one)):
+        put(merged, count, item(one, number))
+        count += 1
+    for number in range(second, len(other)):
+        put(merged, count, item(other, number))
+        count += 1
+    return count
+
+
+@kernel
+def number_features(features, slots):  # type: ignore[no-untyped-def]
+    """Note for each of `features` where it stands in the list."""
+    for number in range(len(features)):
+        put(slots, np.int64(item(features, number)), np.int32(number))
 
 
 @kernel
@@ -137,22 +183,29 @@ def add_moves(features, rows, share, slots, current, width, moves):  # type: ign
 
 
 @kernel
-def move(features, counts, scales, current, width, moves):  # type: ignore[no-untyped-def]
-    """Move the rows of `features` by ``scales[counts[feature]]`` times their row in `moves`, which takes the result."""
+def move(features, counts, holders, factors, current, width, moves, is_kept):  # type: ignore[no-untyped-def]
+    """Move the rows of `features` by a factor times their row in `moves`, which takes the result.
+
+    The factor is ``factors[0, counts[feature]] * factors[1, holders[feature]]``. The rows themselves stay what they are
+    unless `is_kept`.
+    """
     last, whole = len(features) - 1, width - width % _WIDTH
     for number in range(last + 1):
         prefetch_record(current, np.int64(item(features, min(number + _AHEAD, last))) * width, 0, 0, width)
         feature, start = np.int64(item(features, number)), number * width
-        at, scale = feature * width, item(scales, np.int64(item(counts, feature)))
+        at = feature * width
+        scale = factors[0, np.int64(item(counts, feature))] * factors[1, np.int64(item(holders, feature))]
         put(counts, feature, 0)
         for f in range(0, whole, _WIDTH):
             moved = load(current, at + f, constant(_WIDTH)) + load(moves, start + f, constant(_WIDTH)) * scale
-            store(current, at + f, moved)
             store(moves, start + f, moved)
+            if is_kept:
+                store(current, at + f, moved)
         for f in range(whole, width):
             moved = item(current, at + f) + item(moves, start + f) * scale
-            put(current, at + f, moved)
             put(moves, start + f, moved)
+            if is_kept:
+                put(current, at + f, moved)
 
 
 def gather(table: Table, places: Places, features: NDArray[np.uint32], memory: Memory) -> FeatureRows:
@@ -172,7 +225,8 @@ def warm_up_combiner() -> None:
     """Compile the kernels of `Combiner`, or load them from the cache."""
     nothing = np.zeros(1, np.float32)
     one = FeatureRows(np.zeros(1, np.uint32), nothing, np.zeros((1, 2), np.float32))
-    Combiner(nothing, np.zeros((1, 2), np.float32)).combine([one], [1.0], np.ones(2, np.float32))
+    combiner = Combiner(nothing, np.zeros((1, 2), np.float32), np.ones(1, np.uint16))
+    combiner.combine([one], [1.0], np.ones((2, 2), np.float32))
 
 
 class Combiner:
@@ -183,15 +237,25 @@ class Combiner:
     bias, rows
         Shapes (1,) and (feature_dim, 1 + width): the linear term and the factors of every feature, or a state of them.
         The rows are modified in place.
+    holders
+        Shape (feature_dim,): how many workers have each feature.
+    memory
+        For what is returned.
     """
 
-    def __init__(self, bias: NDArray[np.float32], rows: NDArray[np.float32]) -> None:
-        self._bias, self._rows = bias, rows.reshape(-1)
+    def __init__(
+        self,
+        bias: NDArray[np.float32],
+        rows: NDArray[np.float32],
+        holders: NDArray[np.uint16],
+        memory: Memory | None = None,
+    ) -> None:
+        self._bias, self._rows, self._holders = bias, rows.reshape(-1), holders
         feature_dim, self._width = rows.shape
         self._slots = np.zeros(feature_dim, np.int32)
         self._counts = np.zeros(feature_dim, np.uint16)
-        self._features = np.empty(feature_dim, np.uint32)
-        self._memory = Memory()
+        self._memory = memory or Memory()
+        self._merged = np.empty(0, np.uint32)
         self._threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
         self._pool = ThreadPoolExecutor(self._threads)
 
@@ -205,17 +269,22 @@ class Combiner:
         self._bias = state[0].copy()
         np.copyto(self._rows, state[1])
 
-    def combine(self, results: list[FeatureRows], shares: list[float], scales: NDArray[np.float32]) -> FeatureRows:
+    def combine(
+        self, results: list[FeatureRows], shares: list[float], factors: NDArray[np.float32], *, is_kept: bool = True
+    ) -> FeatureRows:
         """Move the rows, and return those that moved; they are overwritten by the next call.
 
-        With ``c`` of the results having a feature, new = old + scales[c] · Σ share · (result − old); the bias, which
-        all have, is their weighted average. Summed in the order given, so that the same inputs give the same bits.
+        With c of the results having a feature, new = old + factors[0, c] · factors[1, holders] · Σ share ·
+        (result − old); the bias, which all have, is their weighted average. Summed in the order given, so that the same
+        inputs give the same bits. Unless `is_kept`, all stays as it was, and what is returned is only shown.
         """
         width = self._width
         for result in results:
             count_features(read_only(result.features), self._counts)
-        count = number_features(self._counts, self._features, self._slots)
-        features, moves = self._features[:count], self._memory.rows(count, width)
+        features = self._union([result.features for result in results])
+        count = len(features)
+        number_features(read_only(features), self._slots)
+        moves = self._memory.rows(count, width)
 
         def work(first: int, last: int) -> None:
             """Do the features whose numbers are ``first:last``."""
@@ -225,10 +294,27 @@ class Combiner:
                 rows = read_only(result.features)[part], read_only(result.rows)[part].reshape(-1)
                 add_moves(*rows, np.float32(share), self._slots, self._rows, width, moves.reshape(-1))
             part = slice(first, last)
-            move(read_only(features)[part], self._counts, scales, self._rows, width, moves[part].reshape(-1))
+            rest = self._rows, width, moves[part].reshape(-1), is_kept
+            move(read_only(features)[part], self._counts, read_only(self._holders), read_only(factors), *rest)
 
         cuts = np.linspace(0, count, self._threads + 1).astype(int).tolist()
         list(self._pool.map(lambda cut: work(*cut) if cut[0] < cut[1] else None, itertools.pairwise(cuts)))
         moved = [np.float32(share) * (result.bias - self._bias) for result, share in zip(results, shares, strict=True)]
-        self._bias = self._bias + np.sum(moved, axis=0, dtype=np.float32)
-        return FeatureRows(features, self._bias, moves)
+        bias = self._bias + np.sum(moved, axis=0, dtype=np.float32)
+        if is_kept:
+            self._bias = bias
+        return FeatureRows(features, bias, moves)
+
+    def _union(self, lists: list[NDArray[np.uint32]]) -> NDArray[np.uint32]:
+        """Return the features of any list, in the memory."""
+        most = sum(map(len, lists))
+        if most > len(self._merged):
+            self._merged = np.empty(most, np.uint32)
+        union, target, spare = lists[0], self._memory.features(most), self._merged
+        for features in lists[1:]:
+            union = target[: merge_features(read_only(union), read_only(features), target)]
+            target, spare = spare, target
+        into = self._memory.features(most)[: len(union)]
+        if into.ctypes.data != union.ctypes.data:
+            np.copyto(into, union)
+        return into

@@ -26,9 +26,11 @@ SLOT, ROWWISE = 3, 1
 """Where in the head of a feature training keeps its slot (an integer), and rowwise_adagrad the one accumulator of all
 factors, as it has no first state."""
 
-IN_ROUND, IN_EPOCH = 1, 2
-TOUCHED = IN_ROUND | IN_EPOCH
-"""What a worker that is not alone notes of a feature when it updates it."""
+MOVED, GREW = 2**15, 2**14
+UPDATED = MOVED | GREW
+HOLDERS = GREW - 1
+"""What the mark of a feature says at a worker that is not alone: that its parameters have moved, and its second states
+grown, since others were told of them; and how many workers have rows with it."""
 
 _HEAD = 4
 _ROWS_MOVED = 2**16

@@ -27,7 +27,7 @@ from rayfm.kernels.batches import Rows, Scratch, enter_noted, score_rows, slot_p
 from rayfm.kernels.jit import is_finite, kernel, part, read_only
 from rayfm.kernels.optimizers import BETA1, BETA2, adagrad, adam, decayed, ftrl, ftrl_linear_term
 from rayfm.kernels.scoring import raw_score
-from rayfm.kernels.tables import ADAGRAD, ADAM, FTRL, ROWWISE, ROWWISE_ADAGRAD, TOUCHED, Table, width_of
+from rayfm.kernels.tables import ADAGRAD, ADAM, FTRL, HOLDERS, ROWWISE, ROWWISE_ADAGRAD, UPDATED, Table, width_of
 from rayfm.kernels.threads import add_and_fetch, fetch, meet
 from rayfm.kernels.vectors import Constant, full, item, load, prefetch, put, store, total, value_of
 
@@ -53,6 +53,21 @@ class Rule(NamedTuple):
     lr: tuple[float, float, float]
     wd: tuple[np.float32, np.float32, np.float32]
     l1: tuple[np.float32, np.float32, np.float32]
+    shares: NDArray[np.float32]
+    """Factor of the rates of a feature, by how many workers have it; a worker that is alone looks at none."""
+
+
+@part
+def share_of(shared, marks, shares, j):  # type: ignore[no-untyped-def]
+    """Return the factor of the rates of feature `j`."""
+    return item(shares, np.int64(item(marks, j) & HOLDERS)) if value_of(shared) else np.float32(1.0)
+
+
+@part
+def mark(shared, marks, j):  # type: ignore[no-untyped-def]
+    """Mark feature `j` as updated, where others need to know."""
+    if value_of(shared):
+        put(marks, j, np.uint16(item(marks, j) | UPDATED))
 
 
 @part
@@ -110,9 +125,9 @@ def update_factors(width, code, table, j, pairs, gradient, square, records, lr, 
         store(rows, at, p)
     if value_of(code) != ROWWISE_ADAGRAD:
         return seconds
-    shared = j * table.step + ROWWISE
-    second = item(table.heads, shared) + total(seconds) / np.float32(rule.num_factors)
-    put(table.heads, shared, second)
+    own = j * table.step + ROWWISE
+    second = item(table.heads, own) + total(seconds) / np.float32(rule.num_factors)
+    put(table.heads, own, second)
     rate = lr / (np.sqrt(second) + eps)
     for offset in range(0, length, value_of(width)):
         at = j * table.step + offset
@@ -121,7 +136,7 @@ def update_factors(width, code, table, j, pairs, gradient, square, records, lr, 
 
 
 @part
-def update(width, code, rule, lr, touched, table, scratch, thread, group):  # type: ignore[no-untyped-def]
+def update(width, code, shared, rule, lr, touched, table, scratch, thread, group):  # type: ignore[no-untyped-def]
     """Apply the gradients of a mini-batch to the features of a thread, whose entries are sorted.
 
     Parameters
@@ -149,6 +164,8 @@ def update(width, code, rule, lr, touched, table, scratch, thread, group):  # ty
         coming = np.int64(item(features, min(slot + _UPDATES_AHEAD, touched - 1)))
         for offset in range(0, step, 16):
             prefetch(table.heads, coming * step + offset)
+        if value_of(shared):
+            prefetch(scratch.marks, coming)
         j, end = np.int64(item(features, slot)), np.int64(item(ends, slot))
         put(slots, j * slot_step + slot_at, 0)
         g, square = np.float32(0.0), np.float32(0.0)
@@ -168,15 +185,17 @@ def update(width, code, rule, lr, touched, table, scratch, thread, group):  # ty
             store(gradient, offset, more)
         records = np.float32(end - begin)
         begin = end
+        share = share_of(shared, scratch.marks, rule.shares, j)
         if moves_linear:
             g *= rule.rescale_grad
-            squares += update_single(code, table.heads, j * step, g, records, lr[1], rule.wd[1], rule.l1[1], rule)
+            rate = lr[1] * share
+            squares += update_single(code, table.heads, j * step, g, records, rate, rule.wd[1], rule.l1[1], rule)
         if moves_factors:
+            rate = lr[2] * share
             seconds += update_factors(
-                width, code, table, j, pairs, gradient, square, records, lr[2], rule.wd[2], rule.l1[2], rule
+                width, code, table, j, pairs, gradient, square, records, rate, rule.wd[2], rule.l1[2], rule
             )
-        if len(scratch.touched):
-            put(scratch.touched, j, TOUCHED)
+        mark(shared, scratch.marks, j)
     return squares + total(seconds)
 
 
@@ -201,7 +220,7 @@ def update_bias(code, rule, lr, errors, records, table):  # type: ignore[no-unty
 
 
 @kernel
-def train_together(width, code, rows, order, rule, steps, table, scratch, thread, threads, raw):  # type: ignore[no-untyped-def]
+def train_together(width, code, shared, rows, order, rule, steps, table, scratch, thread, threads, raw):  # type: ignore[no-untyped-def]
     """Do one thread's part of `train_rows` with threads that work together."""
     size = rule.mini_batch_size
     totals = scratch.totals
@@ -222,7 +241,7 @@ def train_together(width, code, rows, order, rule, steps, table, scratch, thread
         if threads > 1:
             entries, touched = enter_noted(table, scratch, thread, threads)
         sort_entries(rows, order, begin, end, entries, touched, scratch, thread, threads)
-        squares = np.float64(update(width, code, rule, lr, touched, table, scratch, thread, 0))
+        squares = np.float64(update(width, code, shared, rule, lr, touched, table, scratch, thread, 0))
         if thread == 0:
             squares += update_bias(code, rule, lr[0], errors, end - begin, table)
         totals[thread, 0] = squares
@@ -236,7 +255,7 @@ def train_together(width, code, rows, order, rule, steps, table, scratch, thread
 
 
 @kernel
-def train_racing(width, code, rows, order, rule, steps, table, scratch, thread, raw):  # type: ignore[no-untyped-def]
+def train_racing(width, code, shared, rows, order, rule, steps, table, scratch, thread, raw):  # type: ignore[no-untyped-def]
     """Do one thread's part of `train_rows` with threads that race."""
     size = rule.mini_batch_size
     batches = (len(order) + size - 1) // size
@@ -253,7 +272,7 @@ def train_racing(width, code, rows, order, rule, steps, table, scratch, thread, 
         if is_finite(errors):
             lr = rates(code, rule, steps + batch)
             sort_entries(rows, order, begin, end, entries, touched, scratch, thread, 1)
-            squares += update(width, code, rule, lr, touched, table, scratch, thread, thread)
+            squares += update(width, code, shared, rule, lr, touched, table, scratch, thread, thread)
             squares += update_bias(code, rule, lr[0], errors, end - begin, table)
         if not is_finite(errors + squares):
             add_and_fetch(scratch.counters, _BROKEN, 1)
@@ -261,7 +280,7 @@ def train_racing(width, code, rows, order, rule, steps, table, scratch, thread, 
 
 
 @kernel
-def train_row_by_row(width, code, rows, order, rule, steps, table, scratch, thread, threads, raw):  # type: ignore[no-untyped-def]
+def train_row_by_row(width, code, shared, rows, order, rule, steps, table, scratch, thread, threads, raw):  # type: ignore[no-untyped-def]
     """Do one thread's part of `train_rows` where a mini-batch is one row, in which every feature is by itself.
 
     Several threads race.
@@ -302,62 +321,74 @@ def train_row_by_row(width, code, rows, order, rule, steps, table, scratch, thre
             for offset in range(value_of(width), length, value_of(width)):
                 store(gradient, offset, load(sums, offset, width) * ex)
             g = ex * rule.rescale_grad
+            share = share_of(shared, scratch.marks, rule.shares, j)
             if moves_linear:
-                squares += update_single(code, table.heads, j * step, g, one, lr[1], rule.wd[1], rule.l1[1], rule)
+                rate = lr[1] * share
+                squares += update_single(code, table.heads, j * step, g, one, rate, rule.wd[1], rule.l1[1], rule)
             if moves_factors:
+                rate = lr[2] * share
                 seconds += update_factors(
-                    width, code, table, j, sum_ * ex, gradient, ex * x, one, lr[2], rule.wd[2], rule.l1[2], rule
+                    width, code, table, j, sum_ * ex, gradient, ex * x, one, rate, rule.wd[2], rule.l1[2], rule
                 )
-            if len(scratch.touched):
-                put(scratch.touched, j, TOUCHED)
+            mark(shared, scratch.marks, j)
         if not is_finite(error) or not is_finite(squares + total(seconds)):
             return -1 - (steps + position)
     return steps + len(order)
 
 
 @kernel
-def restart_ftrl(rule, params, first, second, features):  # type: ignore[no-untyped-def]
-    """Set FTRL's linear terms so that its closed form gives `params`, for the bias and `features`.
+def restart_ftrl(rule, marks, table, features):  # type: ignore[no-untyped-def]
+    """Set FTRL's linear terms so that its closed form gives the parameters, for the bias and `features`.
 
     They start at 0, as in McMahan's algorithm 1: what was drawn counts in the first update only. They are set anew
-    when `params` come from others.
+    when the parameters come from others.
     """
-    restart_bias(rule, params, first, second)
-    for feature in features:
-        restart_feature(rule, params, first, second, np.int64(feature))
+    last = len(features) - 1
+    restart_bias(rule, table)
+    for number in range(last + 1):
+        coming = np.int64(item(features, min(number + _UPDATES_AHEAD, last))) * table.step
+        for offset in range(0, table.step, 16):
+            prefetch(table.heads, coming + offset)
+        restart_feature(rule, marks, table, np.int64(item(features, number)))
 
 
 @kernel
-def rescale_ftrl(rule, params, first, second):  # type: ignore[no-untyped-def]
+def rescale_ftrl(rule, marks, table):  # type: ignore[no-untyped-def]
     """Do the same for whatever has been learned, when the rates have changed."""
-    restart_bias(rule, params, first, second)
-    for j in range(len(params.linear)):
-        learned = first.linear[j] != 0
-        for f in range(params.factors.shape[1]):
-            learned |= first.factors[j, f] != 0
+    heads, step, first = table.heads, table.step, table.step - 2 * table.length
+    restart_bias(rule, table)
+    for j in range(len(heads) // step):
+        learned = item(heads, j * step + 1) != 0
+        for f in range(j * step + first, j * step + first + rule.num_factors):
+            learned |= item(heads, f) != 0
         if learned:
-            restart_feature(rule, params, first, second, j)
+            restart_feature(rule, marks, table, j)
 
 
 @part
-def restart_bias(rule, params, first, second):  # type: ignore[no-untyped-def]
+def restart_bias(rule, table):  # type: ignore[no-untyped-def]
     """Set the linear term of the bias."""
-    first.bias[0] = ftrl_linear_term(
-        params.bias[0], first.bias[0], second.bias[0], rule.lr[0], rule.wd[0], rule.l1[0], rule.beta
-    )
+    p, z, root = table.bias[0], table.bias[1], table.bias[2]
+    table.bias[1] = ftrl_linear_term(p, z, root, np.float32(rule.lr[0]), rule.wd[0], rule.l1[0], rule.beta)
 
 
 @part
-def restart_feature(rule, params, first, second, j):  # type: ignore[no-untyped-def]
+def restart_feature(rule, marks, table, j):  # type: ignore[no-untyped-def]
     """Set the linear terms of feature `j`."""
-    first.linear[j] = ftrl_linear_term(
-        params.linear[j], first.linear[j], second.linear[j], rule.lr[1], rule.wd[1], rule.l1[1], rule.beta
+    share = rule.shares[np.int64(marks[j] & HOLDERS)] if len(marks) else np.float32(1.0)
+    lr, l2, l1 = np.float32(rule.lr[1]) * share, rule.wd[1], rule.l1[1]
+    heads, length, at = table.heads, table.length, j * table.step
+    put(
+        heads,
+        at + 1,
+        ftrl_linear_term(item(heads, at), item(heads, at + 1), item(heads, at + 2), lr, l2, l1, rule.beta),
     )
-    for f in range(params.factors.shape[1]):
-        first.factors[j, f] = ftrl_linear_term(
-            params.factors[j, f], first.factors[j, f], second.factors[j, f],
-            rule.lr[2], rule.wd[2], rule.l1[2], rule.beta,
-        )  # fmt: skip
+    lr, l2, l1 = np.float32(rule.lr[2]) * share, rule.wd[2], rule.l1[2]
+    for p in range(at + table.step - 3 * length, at + table.step - 2 * length):
+        z = ftrl_linear_term(
+            item(heads, p), item(heads, p + length), item(heads, p + 2 * length), lr, l2, l1, rule.beta
+        )
+        put(heads, p + length, z)
 
 
 def train_rows(
@@ -395,7 +426,7 @@ def train_rows(
     """
     threads = len(scratch.noted)
     ends = [steps] * threads
-    constants = Constant(width_of(table.length)), Constant(code)
+    constants = Constant(width_of(table.length)), Constant(code), Constant(int(len(scratch.marks) > 0))
     data = Rows(*(read_only(array) for array in rows)), read_only(order), rule, steps, table, scratch
     scratch.counters[:] = 0
 

@@ -1,63 +1,38 @@
-"""How N workers make one model with the hyperparameters of one: local rates, and what the server makes of them.
+"""How N workers make one model with the hyperparameters of one: rates, what is exchanged when, what comes of it.
 
-Each worker trains on its own rows for a round and the server combines what came out, feature by feature. With c the
-number of workers whose rows hold the feature, w_i a worker's share of the rows and δ_i how far it moved:
+Each worker trains on its own rows for a round. Then workers and server exchange some of the features, each by itself.
+With h the number of workers that have rows with a feature (its holders), c the number of those whose rows had it since
+it was last exchanged, w_i a worker's share of the rows and δ_i how far it moved:
 
-    new = old + (N / c)^(1 − p) · Σ_i w_i δ_i        local rate = rate · N^p
+    new = old + N (c / h)^p / c · Σ_i w_i δ_i        local rate = rate · h^p
 
-p is how far an optimizer's steps reach when N workers share its T·N gradients of a feature:
+That is the average over those that moved it, for shares that are alike. p is how far an optimizer's steps reach when h
+workers share its T·h gradients of a feature:
 
-* adam, p = 1: a step is as long as the rate whatever the gradients, so T steps must be N times as
-  long: a plain average.
-* adagrad and ftrl, p = ½: steps shrink with the gradients seen, T·N of them reach √(T·N); a worker that sees T
-  reaches √T, so its steps must be √N times as long. A feature that only c workers saw needs √c; the factor makes
-  up for the difference.
+* adam, p = 1: a step is as long as the rate whatever the gradients, so T steps must be h times as long.
+* adagrad and ftrl, p = ½: steps shrink with the gradients seen, T·h of them reach √(T·h); a worker that sees T
+  reaches √T, so its steps must be √h times as long.
 
-For a feature that every worker has (c = N) both are the plain average, which is what keeps it stable: summing the
-δ_i would overshoot wherever a round suffices to converge. A feature that no worker had stays as it was, bit for bit.
+A feature of one worker alone is trained as if that worker were alone, and nobody needs to be told of it. To sum the δ_i
+of features that several have would overshoot wherever a round suffices to converge. A feature that no worker had stays
+as it was, bit for bit.
 
-The sums of squared gradients of adagrad and ftrl are averaged once an epoch, so that a feature's steps shrink alike
-everywhere; adam's moments stay with their worker.
+A feature is exchanged when all workers together have had it about `TOUCHES` times: frequent ones every round, rare ones
+every so many (`plan`), those of one worker never. In between, the model is what combining all that is pending would
+give (`Worker.pending`); so it is measured, kept and written, and training goes on as if nobody had looked. Where there
+are few features, every round exchanges all.
+
+The sums of squared gradients of adagrad and ftrl are averaged once an epoch, or whenever their feature is exchanged if
+that is more seldom, so that its steps shrink alike everywhere; adam's moments stay with their worker.
 
 AdaGrad's first steps are as long as its rate, so longer ones wreck the start of models with many factors: the
-local rates grow from `rate` to `rate · N^p` over the first `WARM_UP_EPOCHS`.
-
-Measured with this code's kernels, 8 rounds an epoch and a warm-up of half of one, the best epoch's validation metric
-with 1 and with 4 workers:
-
-=================================================  ===============  =============  ===============
-rule                                               ml-100k (rmse)   frappe (rmse)  criteo (logloss)
-=================================================  ===============  =============  ===============
-one worker                                         0.9085           0.3360         0.4451
-rates times N, plain average                       0.9137           0.4069         0.4449
-rates times √N, factor (N / c)^½                   0.9099           0.3524         0.4449
-the same with the warm-up                          0.9086           0.3437         0.4449
-=================================================  ===============  =============  ===============
-
-With 64 factors and mini-batches of 200, frappe had 0.3604 with one worker, 0.3685 with four, and 0.3635 when the
-accumulators are averaged, no matter whether every round or every epoch; ml-100k then had 0.9072.
-
-Rounds are `rounds_per_epoch`: the more workers, the sooner they drift apart. Of a million rows of the benchmarks' click
-log (``tests/benchmarks/workers.py``; 1,000,000 features, 16 factors), the best epoch's validation logloss, and which
-epoch that was:
-
-==========================================  ============  ============  ============  ============
-optimizer                                   1 worker      2 workers     4 workers     8 workers
-==========================================  ============  ============  ============  ============
-ftrl, its defaults                          0.41602 (1)   0.41804 (1)   0.41785 (2)   0.41751 (2)
-adam, rates 0.001, factors_init_sigma .03   0.42691 (1)   0.42458 (1)   0.42318 (2)   0.42113 (2)
-adagrad, rates 0.02                         0.42876 (1)   0.43101 (1)   0.43526 (1)   0.43924 (2)
-==========================================  ============  ============  ============  ============
-
-adagrad falls behind where, as here, it overfits from the second epoch on and most features are rare. With ftrl, 2
-rounds make it 0.42004, 0.42169 and 0.48187; 8 rounds 0.41831, 0.41995 and 0.41722. Tried and no better: averaging ever
-more seldom in the first epoch, from a 64th of it on (0.41846, 0.41675, 0.42014); to sum the δ_i at the rates of one
-worker, of all features or of the rare ones (AdaGrad's first steps are as long as its rate: N of them wreck the start).
+local rates grow from `rate` to `rate · h^p` over the first `WARM_UP_EPOCHS`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,22 +45,29 @@ if TYPE_CHECKING:
 REACH = {"adam": 1.0, "adagrad": 0.5, "ftrl": 0.5, "rowwise_adagrad": 0.5}
 """p of the formulas above."""
 
-WARM_UP_EPOCHS = 0.4
-"""So that of 4 rounds the third has the full rate; ftrl with two workers is 0.0003 better than at half an epoch."""
+WARM_UP_EPOCHS = {"adam": 0.0, "adagrad": 0.2, "ftrl": 0.5, "rowwise_adagrad": 0.2}
+WARM_UP_STEPS = 4
+"""In a round."""
 
-MIN_ROUNDS = 4
+MIN_ROUNDS = {"adam": 2, "adagrad": 2, "ftrl": 3, "rowwise_adagrad": 2}
+
+TOUCHES = 16
+"""Of a feature, by all workers, from one exchange to the next."""
+
+FEW = 2**14
+"""Features: exchanging so many takes a worker and the server not much longer than calling each other."""
 
 LARGE_BYTES = 2**28
 """Of a model: beyond it several servers are worth while."""
 
 
-def rounds_per_epoch(world_size: int) -> int:
-    """Return how often so many workers' parameters are averaged in an epoch, when nobody says.
+def rounds_per_epoch(optimizer: str, world_size: int) -> int:
+    """Return how often so many workers exchange features in an epoch, when nobody says.
 
-    >>> rounds_per_epoch(2), rounds_per_epoch(8)
-    (4, 8)
+    >>> rounds_per_epoch("adam", 2), rounds_per_epoch("ftrl", 2), rounds_per_epoch("adam", 8)
+    (2, 3, 8)
     """
-    return max(MIN_ROUNDS, world_size)
+    return max(MIN_ROUNDS[optimizer], world_size)
 
 
 def server_count(world_size: int, feature_dim: int, num_factors: int, nodes: int) -> int:
@@ -112,19 +94,69 @@ def ranges(feature_dim: int, servers: int) -> list[tuple[int, int]]:
     return [(feature_dim * i // servers, feature_dim * (i + 1) // servers) for i in range(servers)]
 
 
-def local_rate_scale(optimizer: str, world_size: int, progress: float) -> float:
-    """Return the factor of the rates on each of `world_size` workers after `progress` epochs.
+class Plan(NamedTuple):
+    """Who has which features, and when those of several are exchanged."""
 
-    >>> local_rate_scale("adagrad", 4, 0.0), local_rate_scale("adagrad", 4, 1.0), local_rate_scale("adam", 4, 0.0)
-    (1.0, 2.0, 4.0)
+    holders: NDArray[np.uint16]  # (feature_dim,)    how many workers have rows with it
+    shared: NDArray[np.uint32]  # (n,)    features that several have, ascending
+    exponents: NDArray[np.uint8]  # (n,)    each is exchanged in one of 2^exponent rounds
+
+
+def plan(counts: Sequence[NDArray[np.uint32]], rounds: int) -> Plan:
+    """Return when features are exchanged.
+
+    Parameters
+    ----------
+    counts
+        Of each worker, shape (feature_dim,): how many entries of its rows a feature has.
+    rounds
+        Of an epoch.
     """
-    full = float(world_size ** REACH[optimizer])
-    if optimizer == "adam":
-        return full
-    return 1.0 + (full - 1.0) * min(1.0, progress / WARM_UP_EPOCHS)
+    holders, touches = np.zeros(len(counts[0]), np.uint16), np.zeros(len(counts[0]))
+    for of_worker in counts:
+        holders += of_worker > 0
+        touches += of_worker
+    shared = np.flatnonzero(holders > 1).astype(np.uint32)
+    if len(shared) <= FEW:
+        return Plan(holders, shared, np.zeros(len(shared), np.uint8))
+    rounds_between = np.maximum(TOUCHES * rounds / touches[shared], 1.0)
+    return Plan(holders, shared, np.rint(np.log2(rounds_between)).astype(np.uint8))
 
 
-def combine(results: list[RoundResult], combiners: list[Combiner], reach: float) -> Published:
+def rounds_of_sums(rounds: int) -> int:
+    """Return e: the sums of squared gradients of a feature are exchanged in one of 2^e rounds at most.
+
+    >>> rounds_of_sums(1), rounds_of_sums(3), rounds_of_sums(8)
+    (0, 2, 3)
+    """
+    return (rounds - 1).bit_length()
+
+
+def steps_of_round(optimizer: str, world_size: int, progress: float) -> int:
+    """Return in how many steps rates grow within a round that begins after `progress` epochs.
+
+    >>> steps_of_round("ftrl", 2, 0.25), steps_of_round("ftrl", 2, 0.75), steps_of_round("ftrl", 1, 0.0)
+    (4, 1, 1)
+    """
+    return WARM_UP_STEPS if world_size > 1 and progress < WARM_UP_EPOCHS[optimizer] else 1
+
+
+def local_rate_scales(optimizer: str, world_size: int, progress: float) -> NDArray[np.float64]:
+    """Return the factors of the rates after `progress` epochs, by the number of holders from 0 to `world_size`.
+
+    >>> local_rate_scales("adagrad", 4, 0.0)[[0, 1, 4]].tolist(), local_rate_scales("adagrad", 4, 1.0)[[1, 4]].tolist()
+    ([1.0, 1.0, 1.0], [1.0, 2.0])
+    >>> local_rate_scales("adam", 4, 0.0)[[1, 2, 4]].tolist()
+    [1.0, 2.0, 4.0]
+    """
+    full: NDArray[np.float64] = np.maximum(np.arange(world_size + 1.0), 1.0) ** REACH[optimizer]
+    warm_up = WARM_UP_EPOCHS[optimizer]
+    return full if progress >= warm_up else 1.0 + (full - 1.0) * (progress / warm_up)
+
+
+def combine(
+    results: Sequence[RoundResult], combiners: Sequence[Combiner], reach: float, *, is_kept: bool = True
+) -> Published:
     """Combine what the workers, in rank order, have made of a round.
 
     Parameters
@@ -133,18 +165,22 @@ def combine(results: list[RoundResult], combiners: list[Combiner], reach: float)
         Of the parameters and, but for adam, of the accumulators, as all workers had them before.
     reach
         p of the module's formulas.
+    is_kept
+        Whether all go on from that.
     """
     present = [result for result in results if result.num_rows]
     total = sum(result.num_rows for result in present)
     shares = [result.num_rows / total for result in present]
-    moved = combiners[0].combine([result.parameters for result in present], shares, _factors(len(present), reach))
+    rows = [result.parameters for result in present]
+    moved = combiners[0].combine(rows, shares, factors(len(present), len(results), reach), is_kept=is_kept)
     gathered = [result.accumulators for result in present if result.accumulators is not None]
     if not gathered:
         return Published(moved, None)
-    return Published(moved, combiners[1].combine(gathered, shares, _factors(len(present), 1.0)))
+    plain = factors(len(present), len(results), 1.0)
+    return Published(moved, combiners[1].combine(gathered, shares, plain, is_kept=is_kept))
 
 
-def _factors(workers: int, reach: float) -> NDArray[np.float32]:
-    """Return (N / c)^(1 − p) for c from 0 to N; nobody looks at that of 0."""
-    counts = np.maximum(np.arange(workers + 1), 1)
-    return ((workers / counts) ** (1.0 - reach)).astype(np.float32)
+def factors(present: int, world_size: int, reach: float) -> NDArray[np.float32]:
+    """Return what `Combiner.combine` takes, for so many workers that have rows: N c^(p − 1) and h^(−p), by c and h."""
+    counts = np.maximum(np.arange(world_size + 1.0), 1.0)
+    return np.array([present * counts ** (reach - 1.0), counts**-reach], np.float32)

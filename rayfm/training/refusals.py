@@ -42,8 +42,9 @@ def check_memory(values: Hyperparameters, world_size: int, feature_dim: int) -> 
     exchanged = 4 * feature_dim * (values.num_factors + 1) * (1 if values.optimizer == "adam" else 2)
     if world_size == 1:
         needed += exchanged  # the best epoch's
-    else:  # the worker's, and the rows of the parameter server and what it makes of them
-        needed += exchanged + 2 * exchanged // cluster.workers_of_a_node(world_size)
+    else:  # what the worker tells, what it sets aside; the rows of the parameter server and what it makes of them
+        needed += exchanged + 4 * feature_dim * (values.num_factors + 1)
+        needed += 2 * exchanged // cluster.workers_of_a_node(world_size)
     room = cluster.memory_of_a_worker(world_size)
     if needed > room:
         raise ResourceError(

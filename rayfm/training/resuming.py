@@ -12,7 +12,7 @@ from rayfm.errors import HyperparameterError
 from rayfm.hyperparameters import Hyperparameters
 from rayfm.training.checkpoint import Checkpoint
 from rayfm.training.epoch import Epoch
-from rayfm.training.parameter_server import state_of_server
+from rayfm.training.parameter_server import merged_states, state_of_server
 
 _OF_THE_MODEL = ("predictor_type", "num_factors", "optimizer")
 _OF_THE_ORDER = {"mini_batch_size", "rounds_per_epoch", "shuffle"}
@@ -70,11 +70,13 @@ def for_this_run(
 
 def _dealt_anew(checkpoint: Checkpoint, values: Hyperparameters, world_size: int) -> Checkpoint:
     facts = checkpoint.facts
-    untouched = np.zeros(facts.feature_dim if world_size > 1 else 0, np.uint8)
-    at_start = {"touched": untouched, "epoch_batches": 0, "epoch_sums": []}
-    workers = [{**state, **at_start} for state in checkpoint.states[: facts.world_size]]
+    workers, servers = checkpoint.states[: facts.world_size], checkpoint.states[facts.world_size :]
+    if servers:
+        workers, servers = merged_states(workers, servers, values)
+    at_start = {"marks": np.empty(0, np.uint16), "epoch_batches": 0, "epoch_sums": []}
+    workers = [{**state, **at_start} for state in workers]
     states = [workers[rank % len(workers)] for rank in range(world_size)]
     if world_size > 1:
-        states += checkpoint.states[facts.world_size :] or [state_of_server(workers[0], values)]
+        states += servers or [state_of_server(workers[0], values)]
     epoch = Epoch.begin(facts.epoch["number"], values.predictor_type).as_dict()
     return replace(checkpoint, facts=replace(facts, epoch=epoch, world_size=world_size), states=states)

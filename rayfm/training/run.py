@@ -48,13 +48,16 @@ from rayfm.training.shard import deal
 from rayfm.training.sources import Blocks
 from rayfm.training.spec import RunSpec
 from rayfm.training.stopping import Stopping
-from rayfm.training.team import RoundCalls, Team
+from rayfm.training.team import Team
 
 ROUNDS_UNDER_WAY = 2
 """Beyond the one that is waited for: enough that no worker waits for the controller, and few to take back."""
 
 ROWS_BETWEEN_SIGNS_OF_LIFE = 200_000
 """A lone worker averages nothing, but hands back control so often for the progress display and `stop`."""
+
+ROWS_OF_A_ROUND = 1_000_000
+"""Of a worker that is not alone, at most: however large the data, progress is seen and `stop` heeded every second."""
 
 LAST_ROUNDS_S = 30.0
 """How long the rounds under way may take when the run is asked to stop."""
@@ -93,6 +96,8 @@ class Run:
         self._resumed: Facts | None = None
         self._data = 0, 0
         self._servers: int | None = None
+        self._merged: list[Any] | None = None
+        self._under_way: deque[list[Any]] = deque()
         self._announcement: Event | None = None
 
     def take_up(self) -> int:
@@ -196,7 +201,8 @@ class Run:
         self._recovery.count(error, len(self._history))
         if isinstance(error, cluster.HangingError):
             self._patience.grow()
-        self._first = None
+        self._first = self._merged = None
+        self._under_way.clear()
         self._best.forget_what_is_lost()
         epoch = self._recovery.epoch
         if self._best.parameters is None and 0 <= self._best.epoch < epoch.number - (not epoch.is_begun):
@@ -302,15 +308,18 @@ class Run:
         if self._servers:
             self._wait(team.prepare_servers(self._servers, feature_dim), "starting the parameter servers")
         shard_rows = self._wait(loads, "loading the shards")
+        self._rounds = self._rounds_per_epoch(shard_rows)
+        if self._servers:
+            self._wait(team.plan(self._rounds), "counting the features")
         self._emit({"event": "start", "workers": spec.world_size, "seconds": started_s + time.time() - began})
         self._emit({"event": "compile", "seconds": compiled_s})
-        self._rounds = self._rounds_per_epoch(shard_rows)
 
     def _rounds_per_epoch(self, shard_rows: list[int]) -> int:
         most_batches = max(1, -(-max(shard_rows) // self._values.mini_batch_size))
         if self.spec.world_size == 1:
             return min(most_batches, max(1, max(shard_rows) // ROWS_BETWEEN_SIGNS_OF_LIFE))
-        return min(most_batches, self._values.rounds_per_epoch or rounds_per_epoch(self.spec.world_size))
+        rounds = max(rounds_per_epoch(self._values.optimizer, self.spec.world_size), max(shard_rows) // ROWS_OF_A_ROUND)
+        return min(most_batches, self._values.rounds_per_epoch or rounds)
 
     def _train(self, team: Team, channels: set[str]) -> None:
         """Train all epochs, or until the validation metric stops getting better."""
@@ -319,7 +328,7 @@ class Run:
         epoch = self._recovery.epoch
         while epoch.number < self._epochs:  # which early stopping lowers
             if self._best.epoch == epoch.number - 1 >= 0 and self._best.parameters is None and not epoch.is_begun:
-                self._best.parameters = team.workers[0].parameters.remote()  # before they go on
+                self._best.parameters = self._parameters(team)  # before they go on
             record = self._train_epoch(team, epoch)
             if epoch.number == len(self._history):  # else it is known from before a restart
                 self._judge_epoch(team, record, is_validated="validation" in channels)
@@ -367,31 +376,37 @@ class Run:
 
     def _train_epoch(self, team: Team, epoch: Epoch) -> Event:
         """Train an epoch to its end; return its record."""
-        began = time.time() - epoch.seconds
+        began, self._merged = time.time() - epoch.seconds, None
         early = self._first.reports if self._first and epoch.number == 0 else []
-        rounds = (RoundCalls([report], [], []) for report in early) if early else self._rounds_of(team, epoch)
-        for calls in rounds:
+        for calls in ([report] for report in early) if early else self._rounds_of(team, epoch):
             where = f"epoch {epoch.number}, round {epoch.rounds_done}"
-            reports: list[RoundReport] = self._wait(calls.reports, where, kind="" if early else "round")
-            self._wait(calls.averaged, f"the parameter server in {where},", kind="round")
-            self._wait(calls.adopted, f"what follows {where},", kind="round")
+            try:
+                reports: list[RoundReport] = self._wait(calls, where, kind="" if early else "round")
+            except cluster.HangingError as error:
+                raise cluster.HangingError(f"{error}{team.missing()}") from error
             epoch.add(reports)
             epoch.seconds = epoch.computing_s if early else time.time() - began
             self._emit_round(epoch, reports)
         return epoch.record(is_exchanged=self.spec.world_size > 1)
 
-    def _rounds_of(self, team: Team, epoch: Epoch) -> Iterator[RoundCalls]:
-        """Yield what `Team.train_round` returns; a few rounds are under way, so that workers wait for nobody else."""
-        under_way: deque[RoundCalls] = deque()
-        for index in range(epoch.rounds_done, self._rounds):
-            if self._recovery.is_due or self._stopping.reason:
-                while under_way:
-                    yield under_way.popleft()
+    def _rounds_of(self, team: Team, epoch: Epoch) -> Iterator[list[Any]]:
+        """Yield the calls of the rounds that are left; a few are under way, so that workers wait for nobody else."""
+        while epoch.rounds_done < self._rounds:
+            if not self._under_way:
                 self._pause(team, epoch)
-            under_way.append(team.train_round(epoch.number, index, self._rounds))
-            if len(under_way) > ROUNDS_UNDER_WAY:
-                yield under_way.popleft()
-        yield from under_way
+            self._order_rounds(team, epoch)
+            yield self._under_way.popleft()
+
+    def _order_rounds(self, team: Team, epoch: Epoch) -> None:
+        """Have a few rounds under way, also of the next epochs where nothing is to be done between them."""
+        goes_on = "validation" not in self.spec.channels
+        while len(self._under_way) <= ROUNDS_UNDER_WAY:
+            if self._under_way and (self._recovery.is_due or self._stopping.reason):
+                return  # none may be under way when what there is is kept
+            ahead, index = divmod(epoch.rounds_done + len(self._under_way), self._rounds)
+            if ahead and not (goes_on and epoch.number + ahead < self._epochs):
+                return
+            self._under_way.append(team.train_round(epoch.number + ahead, index, self._rounds))
 
     def _pause(self, team: Team, epoch: Epoch) -> None:
         """Keep, between two rounds, what there is, when it is time; end the run if it was asked to stop."""
@@ -456,8 +471,9 @@ class Run:
             Also let it be known in detail how the scores lie, which are of this epoch.
         """
         in_detail = detail_of is not None
+        merged = [] if parameters else self._merge(team)
         parts = self._wait(
-            [worker.evaluate.remote(channel, parameters, in_detail=in_detail) for worker in team.workers],
+            [worker.evaluate.remote(channel, parameters, *merged, in_detail=in_detail) for worker in team.workers],
             f"evaluating {channel}",
             kind=f"evaluating {channel}",
         )
@@ -465,6 +481,19 @@ class Run:
         if in_detail and (scores := distributions.record(counts)):
             self._emit({"event": "scores", "channel": channel, "epoch": detail_of, **scores})
         return measured
+
+    def _merge(self, team: Team) -> list[Any]:
+        """Return references to what workers need to know besides their own parameters, to have those of the run."""
+        if self._merged is None:
+            self._merged = []
+            if team.servers:
+                self._merged, done = team.merged()
+                self._wait(done, "merging what the workers have", kind="merging")
+        return self._merged
+
+    def _parameters(self, team: Team) -> Any:
+        """Return a reference to the parameters of the run."""
+        return team.workers[0].parameters.remote(*self._merge(team))
 
     def _evaluate_kept(self, team: Team, best: Best, channels: Collection[str]) -> dict[str, float]:
         """Measure the parameters that are kept on the rows that are held out; return the measures of the test rows."""
@@ -488,10 +517,12 @@ class Run:
         facts = self._facts(best, channels)
         if best.parameters is None and self._reaches(team.workers[0], directory.uri):
             # without a deadline, and not to be stopped: what is trained is not thrown away half-written
-            save = team.workers[0].save
-            self._insist(lambda: cluster.wait_for([save.remote(uris, metrics, facts)], math.inf, "writing the model"))
+            save, merged = team.workers[0].save, self._merge(team)
+            self._insist(
+                lambda: cluster.wait_for([save.remote(uris, metrics, facts, *merged)], math.inf, "writing the model")
+            )
         else:
-            reference = best.parameters or team.workers[0].parameters.remote()
+            reference = best.parameters or self._parameters(team)
             [parameters] = self._wait([reference], "fetching the parameters")
             self._insist(lambda: job.save_model(parameters, self._values, uris, metrics, facts))
         return job.TrainingResult(directory, metrics, self._history, best.epoch)

@@ -111,8 +111,8 @@ class Shard:
         facts = self.fits_memory, self.num_rows, [(part.start, part.stop) for part in self.slices]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
-    def add(self, part: BlockSlice) -> None:
-        """Take the rows that follow in the file."""
+    def add(self, part: BlockSlice) -> SparseBatch:
+        """Take the rows that follow in the file; returns them."""
         batch = part.load()
         self.slices.append(part)
         self.num_rows += part.num_rows
@@ -121,6 +121,7 @@ class Shard:
         self._longest = np.sort(lengths)[-self.mini_batch_size :]
         values = batch.values[batch.indptr[0] : batch.indptr[-1]]
         self.largest_value = max(self.largest_value, float(np.abs(values).max(initial=0)))
+        return batch
 
     def most_entries(self, rows: int) -> int:
         """Return the most entries that so many rows of a mini-batch can have, whatever the order of the rows."""

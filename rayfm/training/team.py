@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -14,13 +14,8 @@ from rayfm.training.messages import WorkerSetup
 from rayfm.training.parameter_server import ParameterServer
 from rayfm.training.worker import Worker
 
-
-class RoundCalls(NamedTuple):
-    """The calls of a round: of each worker for its report, of each server, and of each worker to adopt the average."""
-
-    reports: list[Any]
-    averaged: list[Any]
-    adopted: list[Any]
+ANSWER_S = 5.0
+"""How long a server may take to say whom it waits for."""
 
 
 class Team:
@@ -68,28 +63,44 @@ class Team:
         return [server.prepare.remote(feature_dim, index, count) for index, server in enumerate(self.servers)]
 
     def _new_server(self) -> Any:
-        return ray.remote(ParameterServer).options(num_cpus=0, scheduling_strategy="SPREAD").remote(self._setup)
+        options = {"num_cpus": 0, "scheduling_strategy": "SPREAD", "max_concurrency": self._setup.world_size + 1}
+        return ray.remote(ParameterServer).options(**options).remote(self._setup)
 
     def check_places(self) -> None:
         """Raise `ResourceError` when the place of a worker was lost with its node, and there is no other."""
         self._missing_since = cluster.check_places(self._group, self._request, self._missing_since)
 
-    def train_round(self, epoch: int, index: int, rounds: int) -> RoundCalls:
-        """Let the workers train on a round, and go on from its average."""
+    def train_round(self, epoch: int, index: int, rounds: int) -> list[Any]:
+        """Let the workers train on a round, and go on from what the servers make of it; returns the calls."""
+        return [worker.train_round.remote(epoch, index, rounds) for worker in self.workers]
+
+    def missing(self) -> str:
+        """Return whom the servers wait for in a round, in words; nothing when there is nobody to ask."""
+        try:
+            ranks = ray.get([server.missing.remote() for server in self.servers], timeout=ANSWER_S)
+        except ray.exceptions.RayError:
+            return " The parameter server does not answer."
+        missing = sorted({rank for of_server in ranks for rank in of_server})
+        return f" The parameter server has heard nothing of ranks {missing}." if missing else ""
+
+    def plan(self, rounds: int) -> list[Any]:
+        """Let all know who has which features, and when they are exchanged; returns the calls."""
+        counts, _ = zip(*(worker.counts.options(num_returns=2).remote() for worker in self.workers), strict=True)
+        plan, _ = self.servers[0].plan.options(num_returns=2).remote(rounds, *counts)
+        told = [worker.follow.remote(plan, self.servers) for worker in self.workers]
+        return told + [server.follow.remote(plan) for server in self.servers]
+
+    def merged(self) -> tuple[list[Any], list[Any]]:
+        """Let the servers combine what is pending, without consequences; returns references to that, and the calls."""
         returns = 1 + len(self.servers)
-        calls = [
-            worker.train_round.options(num_returns=returns).remote(epoch, index, rounds) for worker in self.workers
-        ]
-        if not self.servers:
-            return RoundCalls(calls, [], [])
-        reports, *results = zip(*calls, strict=True)  # for each server those of all ranks
-        done = [
-            server.average.options(num_returns=2).remote(*of_ranks)
+        calls = [worker.pending.options(num_returns=returns).remote() for worker in self.workers]
+        _, *results = zip(*calls, strict=True)
+        shown = [
+            server.merged.options(num_returns=2).remote(*of_ranks)
             for server, of_ranks in zip(self.servers, results, strict=True)
         ]
-        published, averaged = zip(*done, strict=True)
-        adopted = [worker.adopt.remote(*published) for worker in self.workers]
-        return RoundCalls(list(reports), list(averaged), adopted)
+        merged, done = zip(*shown, strict=True)
+        return list(merged), list(done)
 
     def state(self) -> tuple[list[Any], list[Any]]:
         """Let the actors copy what `resume` needs; returns references to that, and the calls."""

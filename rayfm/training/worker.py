@@ -6,7 +6,8 @@ A plain class, so that it can be tested and used without Ray; `run` makes an act
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
@@ -20,29 +21,27 @@ from rayfm.errors import DivergenceError, HyperparameterError
 from rayfm.kernels.tables import (
     CODES,
     FTRL,
-    IN_EPOCH,
-    IN_ROUND,
+    GREW,
+    MOVED,
     Parameters,
     Places,
     Table,
-    first_states_in,
     into_parameters,
     new_table,
     parameter_places,
     parameters_in,
     second_state_places,
-    second_states_in,
 )
 from rayfm.metrics import RankingCounts, Sums, sums_for
 from rayfm.model import draw_parameters
 from rayfm.training import job
-from rayfm.training.averaging import local_rate_scale, ranges
+from rayfm.training.averaging import Plan, local_rate_scales, ranges, rounds_of_sums, steps_of_round
 from rayfm.training.messages import OrderError, Published, RoundReport, RoundResult, WorkerSetup
 from rayfm.training.shard import BlockSlice, Shard
 
 if TYPE_CHECKING:  # kernels are brought in where they are used: the controller has no use for Numba
     from rayfm.kernels.batches import Rows, Scratch
-    from rayfm.kernels.exchange import FeatureRows
+    from rayfm.kernels.exchange import FeatureRows, Memory
     from rayfm.kernels.training import Rule
 
 BATCHES_BETWEEN_METRICS = 500
@@ -81,6 +80,8 @@ class Worker:
         values = setup.hyperparameters
         self._shard = Shard([], values.mini_batch_size, setup.budget_bytes)
         self._has_table = False
+        self._aside: list[Memory] = []
+        self._servers: list[tuple[Any, bool]] = []
         self._finished: Parameters | None = None
         self._code, self._num_factors = CODES[values.optimizer], values.num_factors
         self._threads = setup.threads
@@ -121,16 +122,44 @@ class Worker:
         self._channels = channels
         if not self._has_table:
             self.prepare(feature_dim)
+        is_shared = self.setup.world_size > 1
+        self._counts = np.zeros(feature_dim if is_shared else 0, np.uint32)
         if not self._shard.slices:
             for part in channels["train"]:
-                self._shard.add(part)
+                batch = self._shard.add(part)
+                if is_shared:
+                    self._count(batch)
         self._scratch = self._new_scratch(self._table, self._shard, self._threads)
         self._ranges = ranges(feature_dim, servers)
-        if self.setup.world_size > 1:
+        if is_shared:
             from rayfm.kernels.exchange import Memory
+            from rayfm.training.shared_memory import Reader, SharedMemory
 
-            self._memory = [(np.empty(feature_dim, np.uint32), Memory()) for _ in range(2)]
+            self._memories, self._reader = (SharedMemory(), SharedMemory()), Reader()
+            self._aside = [Memory() for _ in range(servers)]
         return self._shard.num_rows
+
+    def counts(self) -> tuple[NDArray[np.uint32], None]:
+        """Return how many entries of ``train`` each feature has, shape (feature_dim,).
+
+        Once: it is forgotten then. The second value is for those who want to know whether there is a first, and not to
+        fetch it.
+        """
+        counts, self._counts = self._counts, self._counts[:0]
+        return counts, None
+
+    def _count(self, batch: SparseBatch) -> None:
+        from rayfm.kernels.exchange import count_features
+        from rayfm.kernels.jit import read_only
+
+        count_features(read_only(batch.keys[batch.indptr[0] : batch.indptr[-1]]), self._counts)
+
+    def follow(self, plan: Plan, servers: Sequence[Any] = ()) -> None:
+        """Exchange features as a plan says, with these parameter servers."""
+        from rayfm.training.shared_memory import IS_SHARED
+
+        self._plan, self._servers = plan, [(server, IS_SHARED) for server in servers]
+        np.copyto(self._scratch.marks, plan.holders)
 
     def warm_up(self) -> tuple[float, float]:
         """Compile the kernels, or load them from the cache, on a row of no features.
@@ -155,17 +184,18 @@ class Worker:
         return self._starting_s, time.time() - began
 
     def _warm_up_exchange(self, table: Table, no_features: NDArray[np.uint32]) -> None:
-        from rayfm.kernels.exchange import Memory, find, gather, scatter
+        from rayfm.kernels.exchange import Memory, count_features, find, gather, scatter, take_due
         from rayfm.kernels.jit import read_only
         from rayfm.kernels.training import rescale_ftrl, restart_ftrl
 
-        places = parameter_places(self._num_factors)
-        find(np.zeros(0, np.uint8), IN_ROUND, np.empty(0, np.uint32))
+        places, marks, none = parameter_places(self._num_factors), np.zeros(2, np.uint16), read_only(no_features)
+        count_features(none, np.zeros(2, np.uint32))
+        take_due(none, read_only(np.empty(0, np.uint8)), 0, 0, marks, MOVED, np.empty(1, np.uint32))
+        find(marks, MOVED, np.empty(2, np.uint32))
         scatter(table, places, gather(table, places, no_features, Memory()))
         if self._code == FTRL:
-            views = _ftrl_views(table, self._num_factors)
-            restart_ftrl(self._rule_after(0.0), *views, read_only(no_features))
-            rescale_ftrl(self._rule_after(0.0), *views)
+            restart_ftrl(self._rule_after(0.0), marks, table, none)
+            rescale_ftrl(self._rule_after(0.0), marks, table)
 
     def _new_table(self, feature_dim: int) -> Table:
         return new_table(self._code, feature_dim, self._num_factors)
@@ -191,13 +221,8 @@ class Worker:
             is_shared=self.setup.world_size > 1,
         )
 
-    def train_round(self, epoch: int, round_index: int, rounds: int) -> Any:
-        """Train on the rows of one round.
-
-        Returns
-        -------
-        report, result, …
-            A `RoundReport`, and a `RoundResult` for each parameter server; a worker that is alone has a report only.
+    def train_round(self, epoch: int, round_index: int, rounds: int) -> RoundReport:
+        """Train on the rows of one round, and exchange what has become of the features, if there is anybody to.
 
         Raises
         ------
@@ -205,16 +230,54 @@ class Worker:
             If the loss is not finite; says where, and what to change.
         """
         began = time.perf_counter()
-        self._set_rule(epoch + round_index / rounds)
         if round_index == 0:
             self._epoch_sums, self._epoch_batches = self._sums_type(), 0
-        start, stop = self._shard.rows_of_round(round_index, rounds)
-        sums, running = self._train_positions(epoch, start, stop)
-        report = RoundReport(self.rank, stop - start, sums, running, time.perf_counter() - began)
-        if self.setup.world_size == 1:
-            return report
-        result = self._result(stop - start, is_last=round_index == rounds - 1)
-        return report, *(_part_of(result, *each) for each in self._ranges)
+        sums, running, num_rows = self._sums_type(), [], 0
+        steps = steps_of_round(
+            self.setup.hyperparameters.optimizer, self.setup.world_size, epoch + round_index / rounds
+        )
+        for step in range(round_index * steps, (round_index + 1) * steps):
+            self._set_rule(epoch + step / (rounds * steps))
+            start, stop = self._shard.rows_of_round(step, rounds * steps)
+            sums_of_step, running_of_step = self._train_positions(epoch, start, stop)
+            sums, num_rows = sums + sums_of_step, num_rows + stop - start
+            running += running_of_step
+        self._round_rows = num_rows
+        report = RoundReport(self.rank, num_rows, sums, running, time.perf_counter() - began)
+        if self._servers:
+            self._exchange(epoch * rounds + round_index, rounds)
+        return report
+
+    def _exchange(self, turn: int, rounds: int) -> None:
+        """Tell the parameter servers what has become of features in a round that is trained, and go on from theirs."""
+        from rayfm.training.shared_memory import with_arrays
+
+        parts = self.results(turn, rounds)
+        calls = [self._told(index, part) for index, part in enumerate(parts)]
+        for index, (part, (is_reached, published)) in enumerate(zip(parts, ray.get(calls), strict=True)):
+            if not is_reached:
+                self._servers[index] = self._servers[index][0], False
+                _, published = ray.get(self._told(index, part))
+            self.adopt(ray.get(published[0]) if isinstance(published, list) else with_arrays(published, self._reader))
+
+    def _told(self, index: int, part: RoundResult) -> Any:
+        """Call a parameter server."""
+        from rayfm.training.shared_memory import with_handles
+
+        server, is_near = self._servers[index]
+        return server.exchange.remote(self.rank, with_handles(part, self._memories) if is_near else part)
+
+    def pending(self) -> Any:
+        """Return what others have not been told of yet, as `train_round` returns results, behind a None."""
+        parameters = self._gather(parameter_places(self._num_factors), *self._found(MOVED, 0))
+        return None, *self._parts(RoundResult(self._shard.num_rows, parameters, None))
+
+    def results(self, turn: int, rounds: int) -> list[RoundResult]:
+        """Return, for each parameter server, what has become of the features that are due after so many rounds."""
+        return self._parts(self._result(self._round_rows, turn, rounds))
+
+    def _parts(self, result: RoundResult) -> list[RoundResult]:
+        return [_part_of(result, *each) for each in self._ranges]
 
     def adopt(self, *published: Published) -> None:
         """Go on from what each parameter server has made of a round."""
@@ -227,17 +290,34 @@ class Worker:
 
         parameters, sums = published.parameters, published.accumulators
         scatter(self._table, parameter_places(self._num_factors), parameters)
-        features = parameters.features
         if sums is not None:
-            features = sums.features  # of the whole epoch
             if self._code == FTRL:  # keeps roots, and sums are averaged
-                roots = self._memory[1][1].rows(*sums.rows.shape)
+                roots = self._memories[1].rows(*sums.rows.shape)
                 sums = sums._replace(bias=np.sqrt(sums.bias), rows=np.sqrt(sums.rows, out=roots))
             scatter(self._table, self._second_places, sums)
         if self._code == FTRL:
             from rayfm.kernels.training import restart_ftrl
 
-            restart_ftrl(self._rule, *_ftrl_views(self._table, self._num_factors), read_only(features))
+            for rows in (parameters, sums):
+                if rows is not None:
+                    restart_ftrl(self._rule, self._scratch.marks, self._table, read_only(rows.features))
+
+    @contextmanager
+    def _showing(self, merged: Sequence[Published]) -> Iterator[None]:
+        """Have the parameters that the servers show, for a while."""
+        from rayfm.kernels.exchange import gather, scatter
+
+        places, shown = parameter_places(self._num_factors), [part.parameters for part in merged]
+        own = [
+            gather(self._table, places, rows.features, aside) for rows, aside in zip(shown, self._aside, strict=False)
+        ]
+        for rows in shown:
+            scatter(self._table, places, rows)
+        try:
+            yield
+        finally:
+            for rows in own:
+                scatter(self._table, places, rows)
 
     def train_arrived(self, slices: list[BlockSlice], *, is_last: bool) -> RoundReport:
         """Train the first epoch, in file order, on rows as they are read; for a worker that is alone.
@@ -276,9 +356,9 @@ class Worker:
         return self._round_sums, running
 
     def evaluate(
-        self, channel: str, parameters: Parameters | None, *, in_detail: bool = False
+        self, channel: str, parameters: Parameters | None, *merged: Published, in_detail: bool = False
     ) -> tuple[Sums, RankingCounts | ErrorCounts | None]:
-        """Return the metric sums of this worker's rows of a channel under its own or other parameters.
+        """Return the metric sums of this worker's rows of a channel under its own, `merged` or other parameters.
 
         With the sums of a regressor come `ErrorCounts` only if asked for `in_detail`; with a classifier's, what its AUC
         needs.
@@ -287,16 +367,17 @@ class Worker:
 
         sums = self._sums_type()
         scored = []
-        for part in self._channels.get(channel, []):
-            batch = part.load()
-            own = self._table, self._num_factors
-            columns = (
-                score(batch, *parameters) if parameters else score_by_table(batch, *own),
-                batch.labels_or_nan,
-                batch.weights,
-            )
-            sums += self._sums_type.of(*columns)
-            scored.append(columns)
+        with self._showing(merged):
+            for part in self._channels.get(channel, []):
+                batch = part.load()
+                own = self._table, self._num_factors
+                columns = (
+                    score(batch, *parameters) if parameters else score_by_table(batch, *own),
+                    batch.labels_or_nan,
+                    batch.weights,
+                )
+                sums += self._sums_type.of(*columns)
+                scored.append(columns)
         is_classifier = self.setup.hyperparameters.is_classifier
         if not scored or not (is_classifier or in_detail):
             return sums, None
@@ -306,9 +387,10 @@ class Worker:
         counts = RankingCounts if is_classifier else ErrorCounts
         return sums, counts.of(*(np.concatenate(columns) for columns in (raw, labels, weights)))
 
-    def parameters(self) -> Parameters:
-        """Return a copy of this worker's parameters."""
-        return Parameters(*(np.ascontiguousarray(array) for array in self._parameters))
+    def parameters(self, *merged: Published) -> Parameters:
+        """Return a copy of this worker's parameters, or of `merged` ones."""
+        with self._showing(merged):
+            return Parameters(*(array.copy() for array in self._parameters))
 
     def state(self) -> tuple[dict[str, Any], None]:
         """Return what another worker of the same rank and rows needs to go on between two rounds, to the same bits.
@@ -319,7 +401,8 @@ class Worker:
         return {
             "bias": self._table.bias,
             "records": self._table.heads,
-            "touched": self._scratch.touched,
+            "marks": self._scratch.marks,
+            "foreign": np.empty(0, np.uint32),
             "steps": self._steps,
             "progress": self._progress,
             "rates": _rates(self._rule),
@@ -333,7 +416,7 @@ class Worker:
         return self._shard.digest if self.setup.hyperparameters.shuffle else ""
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on from the state of another.
+        """Go on from the state of another, of which `foreign` features have parameters that others made.
 
         Raises
         ------
@@ -344,20 +427,24 @@ class Worker:
             raise OrderError("the rows come in another order than before.")
         np.copyto(self._table.bias, state["bias"])
         np.copyto(self._table.heads, state["records"])
-        np.copyto(self._scratch.touched, state["touched"])
+        if len(state["marks"]):  # else nothing is pending
+            np.copyto(self._scratch.marks, state["marks"])
         self._steps, self._progress, self._epoch_batches = state["steps"], state["progress"], state["epoch_batches"]
         self._rule, self._epoch_sums = self._rule_after(self._progress), self._sums_type(*state["epoch_sums"])
-        if self._code == FTRL and state["rates"] != _rates(self._rule):  # of a run that was told otherwise
-            from rayfm.kernels.training import rescale_ftrl
+        if self._code == FTRL:
+            from rayfm.kernels.jit import read_only
+            from rayfm.kernels.training import rescale_ftrl, restart_ftrl
 
-            rescale_ftrl(self._rule, *_ftrl_views(self._table, self._num_factors))
+            if state["rates"] != _rates(self._rule):  # of a run that was told otherwise
+                rescale_ftrl(self._rule, self._scratch.marks, self._table)
+            restart_ftrl(self._rule, self._scratch.marks, self._table, read_only(state["foreign"]))
 
     def node_id(self) -> str:
         """Return on which node of the cluster this is."""
         return str(ray.get_runtime_context().get_node_id())
 
-    def save(self, uris: list[str], metrics: dict[str, float], facts: dict[str, Any]) -> None:
-        """Write this worker's parameters as a model, for which their memory is used: it cannot train any more.
+    def save(self, uris: list[str], metrics: dict[str, float], facts: dict[str, Any], *merged: Published) -> None:
+        """Write this worker's parameters, or `merged` ones, as a model, for which their memory is used: it is the end.
 
         Raises
         ------
@@ -365,16 +452,18 @@ class Worker:
             If a parameter is not finite.
         """
         if self._finished is None:  # else the table is gone, and it is tried again
+            for part in merged:
+                self._adopt(part)
             self._finished = into_parameters(self._table, self._num_factors)
         job.save_model(self._finished, self.setup.hyperparameters, uris, metrics, facts)
 
     def _rule_after(self, progress: float) -> Rule:
         from rayfm.kernels.training import Rule
 
-        values = self.setup.hyperparameters
-        scale = 1.0
+        values, scales = self.setup.hyperparameters, np.ones(self.setup.world_size + 1)
         if values.scale_rates:
-            scale = local_rate_scale(values.optimizer, self.setup.world_size, progress)
+            scales = local_rate_scales(values.optimizer, self.setup.world_size, progress)
+        scale = float(scales[-1])
         bias, linear, factors = values.group("lr")
         return Rule(
             values.is_classifier,
@@ -387,6 +476,7 @@ class Worker:
             (bias * scale, linear * scale, factors * scale),
             _float32_triple(values.group("wd")),
             _float32_triple(values.group("l1")),
+            (scales / scale).astype(np.float32),
         )
 
     def _set_rule(self, progress: float) -> None:
@@ -394,28 +484,42 @@ class Worker:
         if self._code == FTRL and rule.lr != self._rule.lr:
             from rayfm.kernels.training import rescale_ftrl
 
-            rescale_ftrl(rule, *_ftrl_views(self._table, self._num_factors))
+            rescale_ftrl(rule, self._scratch.marks, self._table)
         self._rule = rule
 
-    def _result(self, num_rows: int, *, is_last: bool) -> RoundResult:
-        """Return what has become of the features touched in a round; with the last one, the epoch's accumulators."""
-        touched, accumulators = self._scratch.touched, None
-        parameters = self._gather(parameter_places(self._num_factors), IN_ROUND, 0)
-        if is_last and self.setup.hyperparameters.optimizer != "adam":
-            accumulators = self._gather(self._second_places, IN_EPOCH, 1)
+    def _result(self, num_rows: int, turn: int, rounds: int) -> RoundResult:
+        """Return what has become of the features that are due after so many rounds."""
+        accumulators = None
+        parameters = self._gather(parameter_places(self._num_factors), *self._due(MOVED, turn, 0, 0))
+        if self.setup.hyperparameters.optimizer != "adam":
+            accumulators = self._gather(self._second_places, *self._due(GREW, turn, rounds_of_sums(rounds), 1))
             if self._code == FTRL:
                 np.square(accumulators.bias, out=accumulators.bias)
                 np.square(accumulators.rows, out=accumulators.rows)
-        touched &= 0 if is_last else IN_EPOCH
         return RoundResult(num_rows, parameters, accumulators)
 
-    def _gather(self, places: Places, mask: int, which: int) -> FeatureRows:
-        """Return what the table has of the features of a mask; it is overwritten when it is asked for again."""
-        from rayfm.kernels.exchange import find, gather
+    def _due(self, flag: int, turn: int, least: int, which: int) -> tuple[NDArray[np.uint32], Memory]:
+        """Return the features that are due, and the memory for their rows, both used again by the next call."""
+        from rayfm.kernels.exchange import take_due
+        from rayfm.kernels.jit import read_only
 
-        features, memory = self._memory[which]
-        count = find(self._scratch.touched, mask, features)
-        return gather(self._table, places, features[:count], memory)
+        memory = self._memories[which]
+        shared, exponents = read_only(self._plan.shared), read_only(self._plan.exponents)
+        features = memory.features(len(self._scratch.marks) + 1)
+        return features[: take_due(shared, exponents, least, turn, self._scratch.marks, flag, features)], memory
+
+    def _found(self, flag: int, which: int) -> tuple[NDArray[np.uint32], Memory]:
+        """Return all features with a flag, as `_due` does."""
+        from rayfm.kernels.exchange import find
+
+        memory = self._memories[which]
+        features = memory.features(len(self._scratch.marks) + 1)
+        return features[: find(self._scratch.marks, flag, features)], memory
+
+    def _gather(self, places: Places, features: NDArray[np.uint32], memory: Memory) -> FeatureRows:
+        from rayfm.kernels.exchange import gather
+
+        return gather(self._table, places, features, memory)
 
     def _train(self, batch: SparseBatch, order: NDArray[np.int64], epoch: int) -> NDArray[np.float32]:
         from rayfm.kernels.batches import Rows
@@ -475,11 +579,6 @@ class Worker:
                 running.append((self._epoch_batches + index, self._epoch_sums + self._round_sums))
         self._epoch_batches += batches
         return running
-
-
-def _ftrl_views(table: Table, num_factors: int) -> tuple[Parameters, Parameters, Parameters]:
-    """Return the parameters and both states."""
-    return parameters_in(table, num_factors), first_states_in(table, num_factors), second_states_in(table, num_factors)
 
 
 def _rates(rule: Rule) -> list[float]:

@@ -34,7 +34,9 @@ def rule_of(optimizer, num_factors, mini_batch_size):
     rate = 0.001 if optimizer == "adam" else 0.03
     scale = f4(1 / mini_batch_size if optimizer == "adam" else 1)
     decay, none = (f4(0), f4(0), f4(1e-5)), (f4(0),) * 3
-    return Rule(True, num_factors, mini_batch_size, scale, f4(0), f4(1e-8), f4(1), (rate,) * 3, decay, none)
+    return Rule(
+        True, num_factors, mini_batch_size, scale, f4(0), f4(1e-8), f4(1), (rate,) * 3, decay, none, np.ones(1, f4)
+    )
 
 
 class Contestants:

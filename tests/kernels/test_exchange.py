@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rayfm.kernels import exchange
-from rayfm.kernels.exchange import Combiner, FeatureRows, Memory, find, gather, scatter
+from rayfm.kernels.exchange import Combiner, FeatureRows, Memory, find, gather, scatter, take_due
 from rayfm.kernels.tables import (
     CODES,
     new_table,
@@ -54,10 +54,11 @@ def test_combine__moves_each_feature_by_those_who_have_it(monkeypatch):
     """To the same bits in any number of threads."""
     rng = np.random.default_rng(1)
     start, width = rng.normal(size=(DIM, 4)).astype("f4"), 4
+    holders = rng.integers(1, 4, DIM).astype(np.uint16)
     combiners = []
     for threads in (3, 1):
         monkeypatch.setattr(exchange.os, "sched_getaffinity", lambda process, threads=threads: range(threads))
-        combiners.append(Combiner(np.ones(1, np.float32), start.copy()))
+        combiners.append(Combiner(np.ones(1, np.float32), start.copy(), holders))
     current, bias = start.astype(float), 1.0
     for _ in range(3):
         results = [
@@ -68,15 +69,19 @@ def test_combine__moves_each_feature_by_those_who_have_it(monkeypatch):
             )
             for size in (20, 0, 33)
         ]
-        shares, scales = [0.5, 0.2, 0.3], np.array([0, 3, 2, 1], np.float32)
-        combined, alone = (combiner.combine(results, shares, scales) for combiner in combiners)
+        shares, factors = [0.5, 0.2, 0.3], np.array([[0, 3, 2, 1], [0, 1, 0.7, 0.6]], np.float32)
+        shown = combiners[0].combine(results, shares, factors, is_kept=False)
+        shown = FeatureRows(*(array.copy() for array in shown))  # the next one uses the memory again
+        combined, alone = (combiner.combine(results, shares, factors) for combiner in combiners)
+        for one, other in zip(combined, shown, strict=True):
+            np.testing.assert_array_equal(one, other)
         for one, other in zip(combined, alone, strict=True):
             np.testing.assert_array_equal(one, other)
         moves, counts = np.zeros((DIM, width)), np.zeros(DIM, int)
         for result, share in zip(results, shares, strict=True):
             moves[result.features] += share * (result.rows - current[result.features])
             counts[result.features] += 1
-        current += scales[counts][:, None] * moves
+        current += (factors[0][counts] * factors[1][holders])[:, None] * moves
         bias += sum(share * (result.bias[0] - bias) for result, share in zip(results, shares, strict=True))
         np.testing.assert_array_equal(combined.features, np.flatnonzero(counts))
         np.testing.assert_allclose(combined.rows, current[combined.features], rtol=1e-4, atol=1e-5)
@@ -84,8 +89,8 @@ def test_combine__moves_each_feature_by_those_who_have_it(monkeypatch):
 
 
 def test_find__lists_the_features_of_a_mask():
-    flags = np.random.default_rng(2).integers(0, 4, 1000).astype(np.uint8)
-    for mask in (1, 2, 3):
+    flags = np.random.default_rng(2).integers(0, 2**16, 1000).astype(np.uint16)
+    for mask in (1, 2**15, 3):
         features = np.empty(1000, np.uint32)
         count = find(flags, mask, features)
         np.testing.assert_array_equal(features[:count], np.flatnonzero(flags & mask))
@@ -97,3 +102,26 @@ def test_memory__is_used_again_unless_it_is_too_small():
     assert first.shape == (4, 3)
     assert np.shares_memory(memory.rows(2, 5), first)
     assert memory.rows(5, 3).shape == (5, 3)
+
+
+def test_take_due__takes_each_feature_that_is_flagged_once_in_its_turns():
+    rng = np.random.default_rng(3)
+    features = np.sort(rng.choice(1000, 300, replace=False)).astype(np.uint32)
+    exponents = rng.integers(0, 4, 300).astype(np.uint8)
+    for least in (0, 2):
+        marks = np.full(1000, 2**15 | 2**14 | 5, np.uint16)
+        marks[features[::7]] = 5 | 2**14
+        due, taken = np.empty(300, np.uint32), []
+        for turn in range(64, 72):
+            taken.append(due[: take_due(features, exponents, least, turn, marks, 2**15, due)].copy())
+            marks[taken[-1]] |= 2**15  # updated again
+        for exponent in range(4):
+            alike = np.setdiff1d(features[exponents == exponent], features[::7])
+            for start in range(0, 8, 2 ** max(exponent, least)):
+                turns = np.concatenate(taken[start : start + 2 ** max(exponent, least)])
+                assert np.isin(turns, alike).sum() == len(alike)
+        assert not np.isin(np.concatenate(taken), features[::7]).any()
+        for turn in range(8):
+            take_due(features, exponents, least, turn, marks, 2**15, due)
+        assert set(marks[features]) == {5 | 2**14}
+        assert set(np.delete(marks, features)) == {2**15 | 2**14 | 5}

@@ -5,11 +5,22 @@ import pytest
 
 from rayfm.batch import SparseBatch
 from rayfm.kernels.batches import Rows, scratch_for
-from rayfm.kernels.tables import CODES, SLOT, Parameters, first_states_in, new_table, parameters_in, second_states_in
+from rayfm.kernels.tables import (
+    CODES,
+    MOVED,
+    SLOT,
+    UPDATED,
+    Parameters,
+    first_states_in,
+    new_table,
+    parameters_in,
+    second_states_in,
+)
 from rayfm.kernels.training import Rule, rescale_ftrl, restart_ftrl, train_rows
 from tests import naive
 
 DIM, K, ROWS = 9, 5, 23
+NO_MARKS = np.empty(0, np.uint16)
 LR, WD, L1 = (0.1, 0.03, 0.02), (0.01, 0.02, 0.05), (0.0, 0.01, 0.002)
 
 
@@ -32,7 +43,7 @@ def rule(optimizer, classifier, batch, clip=0.0, num_factors=K):
     l1 = L1 if optimizer == "ftrl" else (0, 0, 0)
     return Rule(
         classifier, num_factors, batch, np.float32(0.25), np.float32(clip), np.float32(1e-6), np.float32(0.7),
-        LR, triple(WD), triple(l1),
+        LR, triple(WD), triple(l1), np.ones(2, np.float32),
     )  # fmt: skip
 
 
@@ -57,7 +68,8 @@ def run_kernel(batch, params, optimizer, the_rule, order=None, weights=True, thr
     if steps >= 0:
         slots = scratch.slots if racing else scratch.slots.reshape(-1, table.step)[:, SLOT]
         assert not slots.any()
-        np.testing.assert_array_equal(np.flatnonzero(scratch.touched), np.unique(batch.take(order).keys))
+        np.testing.assert_array_equal(np.flatnonzero(scratch.marks), np.unique(batch.take(order).keys))
+        assert set(scratch.marks) <= {0, UPDATED}
         padding = table.heads.reshape(dim, -1)[:, 4:].reshape(dim, -1, table.length)[:, :, num_factors:]
         assert not padding.any()
     return steps, Parameters(*(array.copy() for array in parameters_in(table, num_factors))), raw
@@ -222,8 +234,8 @@ def closed_form(the_rule, first, second):
 def test_restart_ftrl__lets_the_closed_form_give_the_parameters_of_these_features():
     _, params = problem(10, False)
     the_rule, features = rule("ftrl", False, 4), np.array([0, 3, 8], np.uint32)
-    _, own, first, second = ftrl_views(params, 0.5)
-    restart_ftrl(the_rule, own, first, second, features)
+    table, _, first, second = ftrl_views(params, 0.5)
+    restart_ftrl(the_rule, NO_MARKS, table, features)
     bias, linear, factors = closed_form(the_rule, first, second)
     np.testing.assert_allclose(bias, params.bias, rtol=1e-5)
     np.testing.assert_allclose(linear[features], params.linear[features], rtol=1e-5)
@@ -236,11 +248,42 @@ def test_rescale_ftrl__keeps_what_was_learned_under_other_rates_and_leaves_the_r
     _, params = problem(11, False)
     before, features = rule("ftrl", False, 4), np.array([1, 2], np.uint32)
     after = before._replace(lr=tuple(2 * lr for lr in before.lr))
-    _, own, first, second = ftrl_views(params, 0.5)
-    restart_ftrl(before, own, first, second, features)
-    rescale_ftrl(after, own, first, second)
+    table, _, first, second = ftrl_views(params, 0.5)
+    restart_ftrl(before, NO_MARKS, table, features)
+    rescale_ftrl(after, NO_MARKS, table)
     _, linear, factors = closed_form(after, first, second)
     np.testing.assert_allclose(linear[features], params.linear[features], rtol=1e-5)
     np.testing.assert_allclose(factors[features], params.factors[features], rtol=1e-5)
     others = np.setdiff1d(np.arange(DIM), features)
     assert not first.linear[others].any() and not first.factors[others].any()
+
+
+def test_restart_ftrl__heeds_the_rates_of_a_feature():
+    _, params = problem(12, False)
+    the_rule = rule("ftrl", False, 4)._replace(shares=np.array([1, 1, 0.25], np.float32))
+    table, _, first, second = ftrl_views(params, 0.5)
+    marks = np.array([1, 2] * 4 + [1], np.uint16) | MOVED
+    restart_ftrl(the_rule, marks, table, np.arange(DIM, dtype=np.uint32))
+    for share, chosen in ((1.0, slice(0, None, 2)), (0.25, slice(1, None, 2))):
+        scaled = the_rule._replace(lr=tuple(share * lr for lr in the_rule.lr))
+        _, linear, factors = closed_form(scaled, first, second)
+        np.testing.assert_allclose(linear[chosen], params.linear[chosen], rtol=1e-5)
+        np.testing.assert_allclose(factors[chosen], params.factors[chosen], rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("optimizer", CODES)
+def test_train_rows__rates_of_a_feature_are_those_of_its_holders(optimizer, size):
+    """Where all have the same number of holders, that is another rate of all but the bias."""
+    batch, params = problem(13, True)
+    the_rule = rule(optimizer, True, size)._replace(shares=np.array([9, 9, 9, 0.5], np.float32))
+    table, raw = filled_table(optimizer, params), np.zeros(ROWS, np.float32)
+    rows, order = Rows(batch.indptr, batch.keys, batch.values, batch.labels, batch.weights), np.arange(ROWS)
+    scratch = scratch_for(table, 1, size, ROWS * DIM, is_shared=True)
+    scratch.marks[:] = 3
+    train_rows(CODES[optimizer], rows, order, the_rule, 0, table, scratch, raw)
+    halved = the_rule._replace(lr=(LR[0], LR[1] / 2, LR[2] / 2), shares=np.ones(2, np.float32))
+    _, expected, _ = run_kernel(batch, params, optimizer, halved)
+    for one, other in zip(parameters_in(table, K), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+    assert set(scratch.marks[np.unique(batch.keys)]) == {3 | UPDATED}

@@ -9,24 +9,29 @@ import pytest
 from rayfm.batch import SparseBatch
 from rayfm.hyperparameters import GROUPS, Hyperparameters
 from rayfm.kernels.tables import second_states_in
-from rayfm.training import shard
+from rayfm.training import averaging, shard
 from rayfm.training.messages import Published, WorkerSetup
-from rayfm.training.parameter_server import ParameterServer
+from rayfm.training.parameter_server import ParameterServer, merged_states
 from rayfm.training.shard import BlockSlice
 from rayfm.training.worker import Worker
 
 DIM = 40
 
 
-@pytest.fixture
-def rows(monkeypatch):
-    """1,100 rows of 0 to 8 features; `ray.get` gives back a block as it is."""
+def drawn_rows():
+    """1,100 rows of 0 to 8 features."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, 9, 1100)
     keys = np.concatenate([np.sort(rng.choice(DIM, length, replace=False)) for length in lengths])
     values = rng.normal(size=len(keys))
-    monkeypatch.setattr(shard.ray, "get", lambda block: block)
     return SparseBatch.from_csr(np.concatenate([[0], np.cumsum(lengths)]), keys, values, rng.integers(0, 2, 1100))
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """Rows; `ray.get` gives back a block as it is."""
+    monkeypatch.setattr(shard.ray, "get", lambda block: block)
+    return drawn_rows()
 
 
 def slices(rows, cuts):
@@ -35,12 +40,17 @@ def slices(rows, cuts):
     return [BlockSlice(rows.rows(start, stop).to_arrow(), 0, stop - start) for start, stop in pairs]
 
 
-def new_worker(optimizer="adam", threads=2, world_size=1, **more):
+def new_worker(optimizer="adam", threads=2, world_size=1, rank=0, **more):
     task = {"num_factors": 3, "predictor_type": "binary_classifier", "mini_batch_size": 2, "factors_init_sigma": 0.1}
     values = Hyperparameters.of({**task, "optimizer": optimizer, **more})
-    worker = Worker(0, WorkerSetup(values, 7, world_size, 10**9, threads), 0.0)
+    worker = Worker(rank, WorkerSetup(values, 7, world_size, 10**9, threads), 0.0)
     worker.warm_up()
     return worker
+
+
+def same_bits(one, other):
+    for array, expected in zip(one, other, strict=True):
+        np.testing.assert_array_equal(array, expected)
 
 
 def total(reports):
@@ -80,14 +90,55 @@ def test_train_arrived__waits_for_whole_mini_batches(rows):
     assert worker.train_arrived([], is_last=True).num_rows == 0
 
 
+def new_team(optimizer, shards, feature_dim, rounds=1, **more):
+    """Workers of so many shards, in one thread, and their server; all know the plan."""
+    workers = [new_worker(optimizer, 1, len(shards), rank=rank, **more) for rank in range(len(shards))]
+    server = ParameterServer(workers[0].setup)
+    server.prepare(feature_dim)
+    for worker, shard_rows in zip(workers, shards, strict=True):
+        worker.load({"train": slices(shard_rows, ()), "validation": slices(shard_rows, ())}, feature_dim)
+    plan, _ = server.plan(rounds, *(worker.counts()[0] for worker in workers))
+    for actor in (server, *workers):
+        actor.follow(plan)
+    return workers, server
+
+
+def result_of(worker, epoch, index, rounds):
+    worker.train_round(epoch, index, rounds)
+    [result] = worker.results(epoch * rounds + index, rounds)
+    return result
+
+
+def train(workers, server, epochs, rounds=1, first=0):
+    """Train them as `Team.train_round` does."""
+    for epoch in range(first, first + epochs):
+        for index in range(rounds):
+            results = [copy.deepcopy(result_of(worker, epoch, index, rounds)) for worker in workers]
+            published = server.average(*results)
+            for worker in workers:
+                worker.adopt(published)
+
+
+def merged_of(workers, server):
+    _, results = zip(*(copy.deepcopy(worker.pending()) for worker in workers), strict=True)
+    return copy.deepcopy(server.merged(*results)[0])  # the server uses the memory again
+
+
+def test_counts__are_how_many_entries_a_feature_has(rows):
+    worker = new_worker(world_size=2)
+    worker.load({"train": slices(rows, (100, 300, 700))[1:3]}, DIM)
+    own = rows.keys[rows.indptr[100] : rows.indptr[700]]
+    np.testing.assert_array_equal(worker.counts()[0], np.bincount(own, minlength=DIM))
+    assert not len(worker.counts()[0])
+
+
 def test_result__of_ftrl_has_sums_of_squared_gradients(rows):
     """It keeps their roots. At next to no rate the gradients are those of AdaGrad, which keeps the sums."""
     still = {f"{group}_{name}": value for group in GROUPS for name, value in (("lr", 1e-9), ("init_sigma", 0.0))}
     sums = {}
     for optimizer in ("ftrl", "adagrad"):
-        worker = new_worker(optimizer, world_size=2, **still)
-        worker.load({"train": slices(rows, ())}, DIM)
-        _, result = worker.train_round(0, 0, 1)
+        [worker, _], _ = new_team(optimizer, [rows, rows], DIM, **still)
+        result = result_of(worker, 0, 0, 1)
         sums[optimizer] = copy.deepcopy(result.accumulators)  # the worker uses the memory again
         if optimizer == "ftrl":
             kept = [array.copy() for array in second_states_in(worker._table, 3)]
@@ -101,38 +152,114 @@ def test_result__of_ftrl_has_sums_of_squared_gradients(rows):
 
 @pytest.mark.parametrize("optimizer", ["adam", "adagrad", "ftrl", "rowwise_adagrad"])
 def test_adopt__of_ones_own_results_changes_nothing(rows, optimizer):
-    """Where two have the same rows, their average is what each has, and what nobody touched stays as it was drawn."""
-    worker, undisturbed = (new_worker(optimizer, world_size=2, scale_rates=False) for _ in range(2))
-    half = slices(rows, (600,))[:1]
-    server = ParameterServer(worker.setup)
-    server.prepare(DIM + 5)
-    for one in (worker, undisturbed):
-        one.load({"train": half}, DIM + 5)
-    drawn = worker.parameters()
+    """Where two have the same rows, their average is what each has, and what nobody had stays as it was drawn."""
+    half = rows.rows(0, 600)
+    more = {"scale_rates": False, "shuffle": False}
+    (workers, server), ([undisturbed, _], _) = (new_team(optimizer, [half] * 2, DIM + 5, 2, **more) for _ in range(2))
+    drawn = workers[0].parameters()
     for epoch, index in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        report, result = worker.train_round(epoch, index, 2)
-        undisturbed.train_round(epoch, index, 2)
-        assert report.num_rows == result.num_rows == 300
-        assert (result.accumulators is None) == (optimizer == "adam" or index == 0)
-        worker.adopt(server.average(result, result)[0])
-    for one, other, start in zip(worker.parameters(), undisturbed.parameters(), drawn, strict=True):
+        result = result_of(workers[0], epoch, index, 2)
+        assert undisturbed.train_round(epoch, index, 2).num_rows == result.num_rows == 300
+        assert (result.accumulators is None) == (optimizer == "adam")
+        workers[0].adopt(server.average(result, result))
+    for one, other, start in zip(workers[0].parameters(), undisturbed.parameters(), drawn, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-5)
         np.testing.assert_array_equal(one[DIM:], start[DIM:])
-    assert np.abs(worker.parameters().factors - drawn.factors)[:DIM].max() > 1e-3
+    assert np.abs(workers[0].parameters().factors - drawn.factors)[:DIM].max() > 1e-3
 
 
-def test_result__of_a_round_has_the_features_of_its_rows(rows):
-    worker = new_worker("adagrad", world_size=2)
-    worker.load({"train": slices(rows.rows(0, 8), ())}, DIM)
-    seen = set()
+def test_result__has_those_features_of_its_rows_that_others_have_too(rows):
+    others = rows.rows(500, 530)
+    [worker, _], _ = new_team("adagrad", [rows.rows(0, 8), others], DIM, 4)
+    shared = set(others.keys[others.indptr[0] : others.indptr[-1]].tolist())
+    seen, told = set(), set()
     for index in range(4):
-        _, result = worker.train_round(0, index, 4)
+        result = result_of(worker, 0, index, 4)
         own = rows.rows(2 * index, 2 * index + 2)
-        expected = set(own.keys[own.indptr[0] : own.indptr[-1]].tolist())
+        expected = set(own.keys[own.indptr[0] : own.indptr[-1]].tolist()) & shared
         seen |= expected
         assert set(result.parameters.features.tolist()) == expected
-    assert set(result.accumulators.features.tolist()) == seen
-    assert set(worker.train_round(1, 0, 1)[1].accumulators.features.tolist()) == seen
+        told |= set(result.accumulators.features.tolist())
+        assert told <= seen
+    for index in range(4):  # each feature's sums in one round of four
+        told |= set(result_of(worker, 1, index, 4).accumulators.features.tolist())
+    assert told == seen
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "ftrl", "rowwise_adagrad"])
+def test_merged__features_of_one_worker_are_trained_as_if_it_were_alone(rows, optimizer):
+    """Two with nothing in common but a bias that stands still make what two runs of one worker each make."""
+    half, still = DIM // 2, {"bias_lr": 0.0, "bias_init_method": "constant", "bias_init_value": 0.0}
+    lower, upper = (
+        SparseBatch.from_csr(*csr, rows.labels[:1000])
+        for csr in (_columns(rows.rows(0, 1000), 0, half), _columns(rows.rows(0, 1000), half, DIM))
+    )
+    workers, server = new_team(optimizer, [lower, upper], DIM, 3, **still)
+    train(workers, server, 2, 3)
+    together = workers[1].parameters(merged_of(workers, server))
+    for shard_rows, own in ((lower, slice(0, half)), (upper, slice(half, DIM))):
+        alone = new_worker(optimizer, 1, **still)
+        alone.load({"train": slices(shard_rows, ())}, DIM)
+        for epoch in range(2):
+            for index in range(3):
+                alone.train_round(epoch, index, 3)
+        np.testing.assert_allclose(together.linear[own], alone.parameters().linear[own], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(together.factors[own], alone.parameters().factors[own], rtol=1e-5, atol=1e-7)
+    assert np.abs(together.linear).max() > 0.01
+
+
+def _columns(batch, first, end):
+    """The CSR arrays of the features from `first` to before `end`."""
+    keys, values = batch.keys[: batch.indptr[-1]], batch.values[: batch.indptr[-1]]
+    own = (keys >= first) & (keys < end)
+    ends = np.concatenate([[0], np.cumsum(own)])[batch.indptr]
+    return ends, keys[own], values[own]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "ftrl"])
+def test_merged__is_the_same_for_all_and_training_goes_on_as_if_nobody_had_looked(rows, optimizer, monkeypatch):
+    monkeypatch.setattr(averaging, "FEW", 0)
+    monkeypatch.setattr(averaging, "TOUCHES", 900)  # some features wait for epochs
+    shards = [rows.rows(0, 500), rows.rows(500, 1100)]
+    (workers, server), (unseen, its_server) = (new_team(optimizer, shards, DIM, 2) for _ in range(2))
+    for epoch in range(3):
+        train(workers, server, 1, 2, epoch)
+        train(unseen, its_server, 1, 2, epoch)
+        merged = merged_of(workers, server)
+        assert len(merged.parameters.features) > 5
+        one, other = (worker.parameters(merged) for worker in workers)
+        same_bits(one, other)
+        assert not np.array_equal(one.factors, workers[0].parameters().factors)
+        sums, _ = workers[0].evaluate("validation", None, merged)
+        assert sums.values() == workers[0].evaluate("validation", one)[0].values()
+    for looked_at, other in zip([*workers, server], [*unseen, its_server], strict=True):
+        for name, value in other.state()[0].items():
+            np.testing.assert_array_equal(looked_at.state()[0][name], value)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "ftrl", "rowwise_adagrad"])
+def test_merged_states__go_on_from_the_merged_model(rows, optimizer, monkeypatch):
+    """As if the workers had told each other everything: all have it, nothing is pending, and FTRL stays there."""
+    monkeypatch.setattr(averaging, "FEW", 0)
+    monkeypatch.setattr(averaging, "TOUCHES", 900)
+    shards = [rows.rows(0, 500), rows.rows(500, 1000)]
+    workers, server = new_team(optimizer, shards, DIM, 2)
+    train(workers, server, 2, 2)
+    expected = workers[0].parameters(merged_of(workers, server))
+    states = [worker.state()[0] for worker in workers]
+    told, [server_told] = merged_states(states, [server.state()[0]], workers[0].setup.hyperparameters)
+    [*others, third], new_server = new_team(
+        optimizer, [rows.rows(0, 300), rows.rows(300, 600), rows.rows(600, 1100)], DIM
+    )
+    new_server.resume(server_told)
+    for worker, state in zip((*others, third), (*told, told[0]), strict=True):
+        worker.resume({**state, "marks": np.empty(0, np.uint16), "epoch_sums": [], "epoch_batches": 0})
+        same_bits(worker.parameters(), expected)
+        assert not len(worker.pending()[1].parameters.features)
+    rows_of_server = new_server.state()[0]["rows0"].reshape(DIM, -1)
+    np.testing.assert_allclose(rows_of_server[:, 0], expected.linear, rtol=1e-5, atol=1e-7)
+    third.train_round(2, 0, 300)  # next to nothing: no term of FTRL is left as it was for other parameters
+    np.testing.assert_allclose(third.parameters().linear, expected.linear, atol=0.2 * np.abs(expected.linear).max())
 
 
 def test_resume__with_other_rates_goes_on_from_the_same_parameters(rows):
