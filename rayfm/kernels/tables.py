@@ -5,6 +5,7 @@ All that belongs to one feature lies side by side: it is one place in memory to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -144,6 +145,17 @@ def into_parameters(table: Table, num_factors: int) -> Parameters:
         # what is overwritten lies before what is still to be moved, as a record is longer than its factors
         factors[start : start + _ROWS_MOVED] = parameters.factors[start : start + _ROWS_MOVED].copy()
     return Parameters(bias, linear, factors)
+
+
+def joined(parts: Sequence[Parameters]) -> Parameters:
+    """Return the parameters of all features from those of ranges of them, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    return Parameters(
+        parts[0].bias,
+        np.concatenate([part.linear for part in parts]),
+        np.concatenate([part.factors for part in parts]),
+    )
 
 
 def _views(table: Table, places: Places) -> Parameters:

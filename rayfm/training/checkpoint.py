@@ -36,7 +36,7 @@ import ray
 from numpy.typing import NDArray
 
 from rayfm.errors import StorageError
-from rayfm.kernels.tables import Parameters
+from rayfm.kernels.tables import Parameters, joined
 from rayfm.storage import atomic_writer, delete_file, join, list_names, open_input, remove_folder
 from rayfm.training.job import CHECKPOINTS
 
@@ -201,13 +201,15 @@ class CheckpointWriter:
         """Whether one is being written."""
         return self._thread is not None and self._thread.is_alive()
 
-    def begin(self, facts: Facts, states: list[Any], best: Any) -> None:
+    def begin(self, facts: Facts, states: list[Any], best: list[Any] | None) -> None:
         """Write one in the background, after the one before.
 
         Parameters
         ----------
-        states, best
-            References to what `Checkpoints.write` takes.
+        states
+            References to those of the actors.
+        best
+            References to the best epoch's parameters, in ranges of features.
         """
         self.finish()
         self._thread = threading.Thread(target=self._write, args=(facts, states, best), daemon=True)
@@ -218,12 +220,12 @@ class CheckpointWriter:
         if self._thread is not None:
             self._thread.join()
 
-    def _write(self, facts: Facts, states: list[Any], best: Any) -> None:
+    def _write(self, facts: Facts, states: list[Any], best: list[Any] | None) -> None:
         began = time.monotonic()
         event = {"event": "checkpoint", "epoch": facts.epoch["number"], "round": facts.epoch["rounds_done"]}
         try:
-            got = ray.get([*states, *([] if best is None else [best])], timeout=FETCHING_S)
-            uri = self._checkpoints.write(facts, got[: len(states)], None if best is None else got[-1])
+            got = ray.get([*states, *(best or [])], timeout=FETCHING_S)
+            uri = self._checkpoints.write(facts, got[: len(states)], joined(got[len(states) :]) if best else None)
             self.resumable = facts
             self._tell({**event, "uri": uri, "seconds": time.monotonic() - began})
         except Exception as error:  # whatever it is, the run goes on without

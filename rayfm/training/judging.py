@@ -21,8 +21,8 @@ class Best:
 
     epoch: int = -1
     value: float = float("nan")
-    parameters: Any = None
-    """Reference to its parameters; None where the workers have them."""
+    parameters: list[Any] | None = None
+    """References to its parameters, in ranges of features; None where the workers have them."""
 
     def forget_what_is_lost(self) -> None:
         """Forget the reference if it leads nowhere any more."""

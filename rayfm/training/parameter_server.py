@@ -1,8 +1,9 @@
 """The parameter server: combines what the workers learned in a round and publishes it.
 
-What it returns lies in the object store once, and every worker maps it. A plain class, so that it can be tested and
-used without Ray; `run` makes an actor of it. Kernels are imported where the actor needs them: controller and driver,
-which only name this class, start without.
+What it publishes lies in its memory, or in the object store, once, and every worker maps it (shared_memory.py). A plain
+class, so that it can be tested and used without Ray; `team` makes an actor of it, with a thread for each worker, which
+wait for each other in it. Kernels are imported where the actor needs them: controller and driver, which only name this
+class, start without.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ class ParameterServer:
     ----------
     setup
         The same as the workers'; the server starts from the same parameters as they do.
+
+    Notes
+    -----
+    Of a feature that waits to be exchanged, it has what all workers went on from when it was last.
     """
 
     def __init__(self, setup: WorkerSetup) -> None:
@@ -152,8 +157,14 @@ class ParameterServer:
         return self._combined(results, is_kept=True)
 
     def merged(self, *pending: RoundResult) -> tuple[Published, None]:
-        """Return what the features of which a worker has something pending would be, without changing anything."""
-        return self._combined(pending, is_kept=False), None
+        """Return what the features of which a worker has something pending would be, without changing anything.
+
+        By handles, until the next round, where all workers had them.
+        """
+        from rayfm.training.shared_memory import has_handles, with_arrays, with_handles
+
+        shown = self._combined(tuple(with_arrays(part, self._reader) for part in pending), is_kept=False)
+        return with_handles(shown, self._memories) if all(map(has_handles, pending)) else shown, None
 
     def _combined(self, results: tuple[RoundResult, ...], *, is_kept: bool) -> Published:
         if not self._first:

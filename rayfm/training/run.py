@@ -31,6 +31,7 @@ from rayfm.errors import (
     StorageError,
     WorkerError,
 )
+from rayfm.kernels.tables import joined
 from rayfm.storage import local_path
 from rayfm.training import cluster, job, refusals, sources
 from rayfm.training.averaging import rounds_per_epoch, server_count
@@ -233,7 +234,7 @@ class Run:
         kept = {id(state): ray.put(state) for state in _once_each(checkpoint.states)}
         self._recovery.take(epoch, [kept[id(state)] for state in checkpoint.states])
         if checkpoint.best is not None and facts.best_epoch == self._best.epoch and self._best.parameters is None:
-            self._best.parameters = ray.put(checkpoint.best)
+            self._best.parameters = [ray.put(checkpoint.best)]
 
     def _check_resumed(self) -> None:
         """See that the rows are those that the checkpoint was trained on."""
@@ -328,7 +329,7 @@ class Run:
         epoch = self._recovery.epoch
         while epoch.number < self._epochs:  # which early stopping lowers
             if self._best.epoch == epoch.number - 1 >= 0 and self._best.parameters is None and not epoch.is_begun:
-                self._best.parameters = self._parameters(team)  # before they go on
+                self._best.parameters = team.parameters(self._merge(team))  # before they go on
             record = self._train_epoch(team, epoch)
             if epoch.number == len(self._history):  # else it is known from before a restart
                 self._judge_epoch(team, record, is_validated="validation" in channels)
@@ -461,7 +462,7 @@ class Run:
         self._emit(event, keep=bool(running))
 
     def _evaluate(
-        self, team: Team, channel: str, parameters: Any = None, *, detail_of: int | None = None
+        self, team: Team, channel: str, parameters: list[Any] | None = None, *, detail_of: int | None = None
     ) -> dict[str, float]:
         """Measure parameters, by default those that the workers have, on the rows of a channel.
 
@@ -471,9 +472,9 @@ class Run:
             Also let it be known in detail how the scores lie, which are of this epoch.
         """
         in_detail = detail_of is not None
-        merged = [] if parameters else self._merge(team)
+        others = parameters or self._merge(team)
         parts = self._wait(
-            [worker.evaluate.remote(channel, parameters, *merged, in_detail=in_detail) for worker in team.workers],
+            [worker.evaluate.remote(channel, *others, in_detail=in_detail) for worker in team.workers],
             f"evaluating {channel}",
             kind=f"evaluating {channel}",
         )
@@ -490,10 +491,6 @@ class Run:
                 self._merged, done = team.merged()
                 self._wait(done, "merging what the workers have", kind="merging")
         return self._merged
-
-    def _parameters(self, team: Team) -> Any:
-        """Return a reference to the parameters of the run."""
-        return team.workers[0].parameters.remote(*self._merge(team))
 
     def _evaluate_kept(self, team: Team, best: Best, channels: Collection[str]) -> dict[str, float]:
         """Measure the parameters that are kept on the rows that are held out; return the measures of the test rows."""
@@ -522,8 +519,8 @@ class Run:
                 lambda: cluster.wait_for([save.remote(uris, metrics, facts, *merged)], math.inf, "writing the model")
             )
         else:
-            reference = best.parameters or self._parameters(team)
-            [parameters] = self._wait([reference], "fetching the parameters")
+            references = best.parameters or team.parameters(self._merge(team))
+            parameters = joined(self._wait(references, "fetching the parameters"))
             self._insist(lambda: job.save_model(parameters, self._values, uris, metrics, facts))
         return job.TrainingResult(directory, metrics, self._history, best.epoch)
 

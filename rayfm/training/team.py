@@ -102,6 +102,11 @@ class Team:
         merged, done = zip(*shown, strict=True)
         return list(merged), list(done)
 
+    def parameters(self, merged: list[Any]) -> list[Any]:
+        """Return references to the parameters of the run, a range of the features from each worker."""
+        count = len(self.workers)
+        return [worker.parameters.remote(*merged, part=(index, count)) for index, worker in enumerate(self.workers)]
+
     def state(self) -> tuple[list[Any], list[Any]]:
         """Let the actors copy what `resume` needs; returns references to that, and the calls."""
         states, calls = zip(*(actor.state.options(num_returns=2).remote() for actor in self._actors), strict=True)

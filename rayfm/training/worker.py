@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from rayfm.kernels.tables import (
     Places,
     Table,
     into_parameters,
+    joined,
     new_table,
     parameter_places,
     parameters_in,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:  # kernels are brought in where they are used: the controller 
     from rayfm.kernels.batches import Rows, Scratch
     from rayfm.kernels.exchange import FeatureRows, Memory
     from rayfm.kernels.training import Rule
+    from rayfm.training.shared_memory import SharedMemory
 
 BATCHES_BETWEEN_METRICS = 500
 """How often a worker reports its running metrics within an epoch, in mini-batches; SageMaker's default."""
@@ -81,7 +83,7 @@ class Worker:
         self._shard = Shard([], values.mini_batch_size, setup.budget_bytes)
         self._has_table = False
         self._aside: list[Memory] = []
-        self._servers: list[tuple[Any, bool]] = []
+        self._servers: list[_Server] = []
         self._finished: Parameters | None = None
         self._code, self._num_factors = CODES[values.optimizer], values.num_factors
         self._threads = setup.threads
@@ -158,7 +160,7 @@ class Worker:
         """Exchange features as a plan says, with these parameter servers."""
         from rayfm.training.shared_memory import IS_SHARED
 
-        self._plan, self._servers = plan, [(server, IS_SHARED) for server in servers]
+        self._plan, self._servers = plan, [_Server(server, IS_SHARED) for server in servers]
         np.copyto(self._scratch.marks, plan.holders)
 
     def warm_up(self) -> tuple[float, float]:
@@ -253,24 +255,24 @@ class Worker:
         from rayfm.training.shared_memory import with_arrays
 
         parts = self.results(turn, rounds)
-        calls = [self._told(index, part) for index, part in enumerate(parts)]
-        for index, (part, (is_reached, published)) in enumerate(zip(parts, ray.get(calls), strict=True)):
+        calls = [
+            server.told(self.rank, part, self._memories) for server, part in zip(self._servers, parts, strict=True)
+        ]
+        for server, part, (is_reached, published) in zip(self._servers, parts, ray.get(calls), strict=True):
+            server.is_known, server.is_near = True, server.is_near and is_reached
             if not is_reached:
-                self._servers[index] = self._servers[index][0], False
-                _, published = ray.get(self._told(index, part))
+                _, published = ray.get(server.told(self.rank, part, self._memories))
             self.adopt(ray.get(published[0]) if isinstance(published, list) else with_arrays(published, self._reader))
 
-    def _told(self, index: int, part: RoundResult) -> Any:
-        """Call a parameter server."""
+    def pending(self) -> Any:
+        """Return what each server has not been told of yet, behind a None; by handles, until the next round."""
+        parameters = self._gather(parameter_places(self._num_factors), *self._found(MOVED, 0))
+        parts = self._parts(RoundResult(self._shard.num_rows, parameters, None))
+        if not self._servers or not all(server.is_known and server.is_near for server in self._servers):
+            return None, *parts
         from rayfm.training.shared_memory import with_handles
 
-        server, is_near = self._servers[index]
-        return server.exchange.remote(self.rank, with_handles(part, self._memories) if is_near else part)
-
-    def pending(self) -> Any:
-        """Return what others have not been told of yet, as `train_round` returns results, behind a None."""
-        parameters = self._gather(parameter_places(self._num_factors), *self._found(MOVED, 0))
-        return None, *self._parts(RoundResult(self._shard.num_rows, parameters, None))
+        return None, *(with_handles(part, self._memories) for part in parts)
 
     def results(self, turn: int, rounds: int) -> list[RoundResult]:
         """Return, for each parameter server, what has become of the features that are due after so many rounds."""
@@ -306,8 +308,10 @@ class Worker:
     def _showing(self, merged: Sequence[Published]) -> Iterator[None]:
         """Have the parameters that the servers show, for a while."""
         from rayfm.kernels.exchange import gather, scatter
+        from rayfm.training.shared_memory import with_arrays
 
-        places, shown = parameter_places(self._num_factors), [part.parameters for part in merged]
+        places = parameter_places(self._num_factors)
+        shown = [with_arrays(part, self._reader).parameters for part in merged]
         own = [
             gather(self._table, places, rows.features, aside) for rows, aside in zip(shown, self._aside, strict=False)
         ]
@@ -356,10 +360,11 @@ class Worker:
         return self._round_sums, running
 
     def evaluate(
-        self, channel: str, parameters: Parameters | None, *merged: Published, in_detail: bool = False
+        self, channel: str, *others: Published | Parameters, in_detail: bool = False
     ) -> tuple[Sums, RankingCounts | ErrorCounts | None]:
-        """Return the metric sums of this worker's rows of a channel under its own, `merged` or other parameters.
+        """Return the metric sums of this worker's rows of a channel under its own parameters, merged ones, or others.
 
+        `others` are what the servers show of merged ones, or all parameters in ranges of features.
         With the sums of a regressor come `ErrorCounts` only if asked for `in_detail`; with a classifier's, what its AUC
         needs.
         """
@@ -367,6 +372,10 @@ class Worker:
 
         sums = self._sums_type()
         scored = []
+        merged = [part for part in others if isinstance(part, Published)]
+        parameters = (
+            joined([part for part in others if isinstance(part, Parameters)]) if len(others) > len(merged) else None
+        )
         with self._showing(merged):
             for part in self._channels.get(channel, []):
                 batch = part.load()
@@ -387,10 +396,20 @@ class Worker:
         counts = RankingCounts if is_classifier else ErrorCounts
         return sums, counts.of(*(np.concatenate(columns) for columns in (raw, labels, weights)))
 
-    def parameters(self, *merged: Published) -> Parameters:
-        """Return a copy of this worker's parameters, or of `merged` ones."""
+    def parameters(self, *merged: Published, part: tuple[int, int] = (0, 1)) -> Parameters:
+        """Return a copy of this worker's parameters, or of `merged` ones.
+
+        Parameters
+        ----------
+        merged
+            What the servers show.
+        part
+            Which range of the features, of so many.
+        """
+        bias, linear, factors = self._parameters
+        own = slice(*ranges(len(linear), part[1])[part[0]])
         with self._showing(merged):
-            return Parameters(*(array.copy() for array in self._parameters))
+            return Parameters(bias.copy(), linear[own].copy(), factors[own].copy())
 
     def state(self) -> tuple[dict[str, Any], None]:
         """Return what another worker of the same rank and rows needs to go on between two rounds, to the same bits.
@@ -452,8 +471,10 @@ class Worker:
             If a parameter is not finite.
         """
         if self._finished is None:  # else the table is gone, and it is tried again
+            from rayfm.training.shared_memory import with_arrays
+
             for part in merged:
-                self._adopt(part)
+                self._adopt(with_arrays(part, self._reader))
             self._finished = into_parameters(self._table, self._num_factors)
         job.save_model(self._finished, self.setup.hyperparameters, uris, metrics, facts)
 
@@ -579,6 +600,21 @@ class Worker:
                 running.append((self._epoch_batches + index, self._epoch_sums + self._round_sums))
         self._epoch_batches += batches
         return running
+
+
+@dataclass(slots=True)
+class _Server:
+    """A parameter server, and what a worker knows of it."""
+
+    actor: Any
+    is_near: bool  # whether it can be told by handles
+    is_known: bool = False  # whether that has been tried
+
+    def told(self, rank: int, part: RoundResult, memories: Sequence[SharedMemory]) -> Any:
+        """Call it with a result."""
+        from rayfm.training.shared_memory import with_handles
+
+        return self.actor.exchange.remote(rank, with_handles(part, memories) if self.is_near else part)
 
 
 def _rates(rule: Rule) -> list[float]:

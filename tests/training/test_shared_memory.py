@@ -127,7 +127,7 @@ def test_exchange__comes_to_the_same_whether_workers_are_reached_or_not(rows, mo
             worker.adopt(published)
     for one, other in zip(workers, others, strict=True):
         same_bits(one.parameters(), other.parameters())
-        assert [near for _, near in one._servers] == [is_reached]
+        assert [server.is_near for server in one._servers] == [is_reached]
 
 
 def test_exchange__raises_at_all_who_wait_when_it_fails_and_tells_of_whom_it_has_heard_nothing(rows, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from rayfm.batch import SparseBatch
 from rayfm.hyperparameters import GROUPS, Hyperparameters
-from rayfm.kernels.tables import second_states_in
+from rayfm.kernels.tables import joined, second_states_in
 from rayfm.training import averaging, shard
 from rayfm.training.messages import Published, WorkerSetup
 from rayfm.training.parameter_server import ParameterServer, merged_states
@@ -230,8 +230,10 @@ def test_merged__is_the_same_for_all_and_training_goes_on_as_if_nobody_had_looke
         one, other = (worker.parameters(merged) for worker in workers)
         same_bits(one, other)
         assert not np.array_equal(one.factors, workers[0].parameters().factors)
-        sums, _ = workers[0].evaluate("validation", None, merged)
-        assert sums.values() == workers[0].evaluate("validation", one)[0].values()
+        parts = [workers[index % 2].parameters(merged, part=(index, 3)) for index in range(3)]
+        same_bits(joined(parts), one)
+        sums, _ = workers[0].evaluate("validation", merged)
+        assert sums.values() == workers[0].evaluate("validation", *parts)[0].values()
     for looked_at, other in zip([*workers, server], [*unseen, its_server], strict=True):
         for name, value in other.state()[0].items():
             np.testing.assert_array_equal(looked_at.state()[0][name], value)
