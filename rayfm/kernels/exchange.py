@@ -275,8 +275,8 @@ class Combiner:
         """Move the rows, and return those that moved; they are overwritten by the next call.
 
         With c of the results having a feature, new = old + factors[0, c] · factors[1, holders] · Σ share ·
-        (result − old); the bias, which all have, is their weighted average. Summed in the order given, so that the same
-        inputs give the same bits. Unless `is_kept`, all stays as it was, and what is returned is only shown.
+        (result − old); the bias is a feature that all have. Summed in the order given, so that the same inputs give the
+        same bits. Unless `is_kept`, all stays as it was, and what is returned is only shown.
         """
         width = self._width
         for result in results:
@@ -300,7 +300,9 @@ class Combiner:
         cuts = np.linspace(0, count, self._threads + 1).astype(int).tolist()
         list(self._pool.map(lambda cut: work(*cut) if cut[0] < cut[1] else None, itertools.pairwise(cuts)))
         moved = [np.float32(share) * (result.bias - self._bias) for result, share in zip(results, shares, strict=True)]
-        bias = self._bias + np.sum(moved, axis=0, dtype=np.float32)
+        who_moved = sum(bool(move.any()) for move in moved)
+        scale = factors[0, who_moved] * factors[1, len(results)]
+        bias = self._bias + scale * np.sum(moved, axis=0, dtype=np.float32)
         if is_kept:
             self._bias = bias
         return FeatureRows(features, bias, moves)

@@ -22,8 +22,9 @@ every so many (`plan`), those of one worker never. In between, the model is what
 give (`Worker.pending`); so it is measured, kept and written, and training goes on as if nobody had looked. Where there
 are few features, every round exchanges all.
 
-The sums of squared gradients of adagrad and ftrl are averaged once an epoch, or whenever their feature is exchanged if
-that is more seldom, so that its steps shrink alike everywhere; adam's moments stay with their worker.
+The sums of squared gradients of adagrad and ftrl are averaged about once an epoch (`rounds_of_sums`), or whenever their
+feature is exchanged if that is more seldom, so that its steps shrink alike everywhere; adam's moments stay with their
+worker.
 
 AdaGrad's first steps are as long as its rate, so longer ones wreck the start of models with many factors: the
 local rates grow from `rate` to `rate · h^p` over the first `WARM_UP_EPOCHS`, in `WARM_UP_STEPS` within each round.

@@ -13,7 +13,7 @@ array                     content
 ========================  =====================================================================
 ``facts``                 JSON in UTF-8, as bytes: `Facts`, and of each actor what is no array
 ``<actor>/<name>``        what `Worker.state` and `ParameterServer.state` return of an actor: those of the ranks
-                          in their order, and then the server
+                          in their order, and then the servers
 ``best/<name>``           `Parameters` of the best epoch, where those are not the workers' any more
 ========================  =====================================================================
 """

@@ -60,11 +60,11 @@ class RoundResult:
     Attributes
     ----------
     num_rows
-        How many rows it trained on.
+        How many rows it has: by these it counts, in every round.
     parameters
-        Of the features that it updated in the round.
+        Of the features that are due, if it has updated them since it told of them.
     accumulators
-        Sums of squared gradients of the features that it updated in the epoch, when that ends and there are any.
+        Sums of squared gradients of those that are due with them, where the optimizer has any.
     """
 
     num_rows: int

@@ -109,21 +109,20 @@ class ParameterServer:
         for index, combiner in enumerate(self._combiners):
             combiner.state = state[f"bias{index}"], state[f"rows{index}"]
 
-    def exchange(self, rank: int, result: RoundResult) -> tuple[bool, Published | list[Any] | None]:
+    def reaches(self, probe: FeatureRows) -> FeatureRows | None:
+        """Return a probe of this server's memory, if it can map that of a worker."""
+        from rayfm.training.shared_memory import reaches
+
+        return self._memories[0].probe() if reaches(self._reader, probe) else None
+
+    def exchange(self, rank: int, result: RoundResult) -> Published | list[Any]:
         """Wait for the results of all ranks in a round, and return what is published; a rank calls it once a round.
 
-        Returns
-        -------
-        is_reached, published
-            With handles where the result had handles, else in the object store, for all once: a list of the reference.
-            Not reached are handles of another machine: then the caller is to call again, with arrays.
+        With handles where the result has them, else in the object store, for all once: a list of the reference.
         """
-        from rayfm.training.shared_memory import UnreachableError, has_handles, with_arrays, with_handles
+        from rayfm.training.shared_memory import has_handles, with_arrays, with_handles
 
-        try:
-            arrived = with_arrays(result, self._reader)
-        except UnreachableError:
-            return False, None
+        arrived = with_arrays(result, self._reader)
         with self._meeting:
             self._arrived[rank] = arrived
             if len(self._arrived) == self._world_size:
@@ -135,10 +134,10 @@ class ParameterServer:
                 raise self._published
             assert self._published is not None
             if has_handles(result):
-                return True, with_handles(self._published, self._memories)
+                return with_handles(self._published, self._memories)
             if self._stored is None:
                 self._stored = ray.put(self._published)
-            return True, [self._stored]
+            return [self._stored]
 
     def missing(self) -> list[int]:
         """Return the ranks of which nothing has come in this round, while it waits for them."""
@@ -214,6 +213,8 @@ def merged_states(
     """
     from rayfm.kernels.exchange import Combiner, Memory, find, gather, scatter
 
+    if not len(workers[0]["marks"]):  # dealt anew already, and not trained since
+        return workers, servers
     code, count = CODES[values.optimizer], len(workers)
     tables = [table_of(w["bias"].copy(), w["records"].copy(), code, values.num_factors) for w in workers]
     marks = [worker["marks"] for worker in workers]

@@ -99,6 +99,7 @@ class Run:
         self._servers: int | None = None
         self._merged: list[Any] | None = None
         self._under_way: deque[list[Any]] = deque()
+        self._went_on_at: float | None = None
         self._announcement: Event | None = None
 
     def take_up(self) -> int:
@@ -204,6 +205,7 @@ class Run:
             self._patience.grow()
         self._first = self._merged = None
         self._under_way.clear()
+        self._went_on_at = None
         self._best.forget_what_is_lost()
         epoch = self._recovery.epoch
         if self._best.parameters is None and 0 <= self._best.epoch < epoch.number - (not epoch.is_begun):
@@ -365,9 +367,11 @@ class Run:
 
     def _resume(self, team: Team) -> None:
         """Let new actors go on from what was kept of those before."""
+        calls = self._recovery.resume(team)
         try:
-            self._wait(self._recovery.resume(team), "going on")
+            self._wait(calls, "going on")
         except OrderError:
+            ray.wait(calls, num_returns=len(calls), timeout=self._patience.limit_s(""))  # none may come after the next
             if announcement := self._fall_back(anew=True):
                 self._emit(announcement)
             self._resume(team)
@@ -377,7 +381,7 @@ class Run:
 
     def _train_epoch(self, team: Team, epoch: Epoch) -> Event:
         """Train an epoch to its end; return its record."""
-        began, self._merged = time.time() - epoch.seconds, None
+        began, self._merged = (self._went_on_at or time.time()) - epoch.seconds, None
         early = self._first.reports if self._first and epoch.number == 0 else []
         for calls in ([report] for report in early) if early else self._rounds_of(team, epoch):
             where = f"epoch {epoch.number}, round {epoch.rounds_done}"
@@ -388,6 +392,7 @@ class Run:
             epoch.add(reports)
             epoch.seconds = epoch.computing_s if early else time.time() - began
             self._emit_round(epoch, reports)
+        self._went_on_at = time.time() if self._under_way else None
         return epoch.record(is_exchanged=self.spec.world_size > 1)
 
     def _rounds_of(self, team: Team, epoch: Epoch) -> Iterator[list[Any]]:
@@ -507,6 +512,8 @@ class Run:
         best = self._best if self._best.epoch >= 0 else Best(self._epochs - 1)
         record = self._history[best.epoch]
         metrics = {name: value for name, value in record.items() if ":" in name}
+        if best.parameters and len(best.parameters) > 1:  # once, and not by each worker
+            best.parameters = [ray.put(joined(self._wait(best.parameters, "joining the parameters")))]
         metrics.update(self._evaluate_kept(team, best, channels))
         self._emit({"event": "upload"})
         directory = self.spec.directory

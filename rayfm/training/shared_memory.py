@@ -43,9 +43,10 @@ class Handle(NamedTuple):
     """Where an array is."""
 
     pid: int
+    memory: int  # which of that process
     descriptor: int
     token: bytes
-    offset: int
+    offset: int  # in the file
     dtype: str
     shape: tuple[int, ...]
 
@@ -61,14 +62,19 @@ class SharedMemory(Memory):
         """Return handles of rows of this memory, in the places of their arrays."""
         return rows._replace(features=self._handle(rows.features), rows=self._handle(rows.rows))  # type: ignore[arg-type]
 
+    def probe(self) -> FeatureRows:
+        """Return handles by which another process may see whether it reaches this memory; arrays where it cannot be."""
+        rows = FeatureRows(self.features(1), np.zeros(1, np.float32), self.rows(1, 1))
+        return self.handles(rows) if IS_SHARED else rows
+
     def _handle(self, array: NDArray[Any]) -> Handle:
         if not array.size:
-            return Handle(0, 0, b"", 0, array.dtype.str, array.shape)
+            return Handle(0, 0, 0, b"", 0, array.dtype.str, array.shape)
         descriptor, token, whole = self._files[array.dtype.str]
         offset = array.ctypes.data - whole.ctypes.data
         if not 0 <= offset <= whole.nbytes - array.nbytes:
             raise ValueError("the array does not lie in this memory.")
-        return Handle(os.getpid(), descriptor, token, _DATA + offset, array.dtype.str, array.shape)
+        return Handle(os.getpid(), id(self), descriptor, token, _DATA + offset, array.dtype.str, array.shape)
 
     def _new(self, count: int, dtype: type) -> NDArray[Any]:
         if not IS_SHARED:
@@ -89,7 +95,7 @@ class Reader:
     """Maps what others have in a `SharedMemory`."""
 
     def __init__(self) -> None:
-        self._mapped: dict[tuple[int, int], tuple[bytes, mmap.mmap]] = {}
+        self._mapped: dict[tuple[int, int, str], tuple[bytes, mmap.mmap]] = {}
 
     def arrays(self, rows: FeatureRows) -> FeatureRows:
         """Return rows with arrays in the places of handles; they are the other's memory, not to be written to.
@@ -106,7 +112,7 @@ class Reader:
     def _array(self, handle: Handle) -> NDArray[Any]:
         if not (count := math.prod(handle.shape)):
             return np.empty(handle.shape, handle.dtype)
-        place = handle.pid, handle.descriptor
+        place = handle.pid, handle.memory, handle.dtype  # of which a larger file takes the place
         token, mapped = self._mapped.get(place, (b"", None))
         if mapped is None or token != handle.token:
             mapped = _mapped(handle)
@@ -128,6 +134,14 @@ def _mapped(handle: Handle) -> mmap.mmap:
     if mapped[:_TOKEN_BYTES] != handle.token:
         raise UnreachableError(f"process {handle.pid} of this machine is another one")
     return mapped
+
+
+def reaches(reader: Reader, probe: FeatureRows | None) -> bool:
+    """Tell whether a process can map the memory of another, by its `SharedMemory.probe`."""
+    try:
+        return probe is not None and reader.arrays(probe) is not probe
+    except UnreachableError:
+        return False
 
 
 def has_handles(message: RoundResult | Published) -> bool:

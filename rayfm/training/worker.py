@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import astuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import ray
@@ -22,6 +22,7 @@ from rayfm.kernels.tables import (
     CODES,
     FTRL,
     GREW,
+    HOLDERS,
     MOVED,
     Parameters,
     Places,
@@ -158,9 +159,13 @@ class Worker:
 
     def follow(self, plan: Plan, servers: Sequence[Any] = ()) -> None:
         """Exchange features as a plan says, with these parameter servers."""
-        from rayfm.training.shared_memory import IS_SHARED
+        from rayfm.training.shared_memory import reaches
 
-        self._plan, self._servers = plan, [_Server(server, IS_SHARED) for server in servers]
+        self._plan = plan
+        answers = ray.get([server.reaches.remote(self._memories[0].probe()) for server in servers])
+        self._servers = [
+            _Server(server, reaches(self._reader, answer)) for server, answer in zip(servers, answers, strict=True)
+        ]
         np.copyto(self._scratch.marks, plan.holders)
 
     def warm_up(self) -> tuple[float, float]:
@@ -244,7 +249,6 @@ class Worker:
             sums_of_step, running_of_step = self._train_positions(epoch, start, stop)
             sums, num_rows = sums + sums_of_step, num_rows + stop - start
             running += running_of_step
-        self._round_rows = num_rows
         report = RoundReport(self.rank, num_rows, sums, running, time.perf_counter() - began)
         if self._servers:
             self._exchange(epoch * rounds + round_index, rounds)
@@ -258,17 +262,14 @@ class Worker:
         calls = [
             server.told(self.rank, part, self._memories) for server, part in zip(self._servers, parts, strict=True)
         ]
-        for server, part, (is_reached, published) in zip(self._servers, parts, ray.get(calls), strict=True):
-            server.is_known, server.is_near = True, server.is_near and is_reached
-            if not is_reached:
-                _, published = ray.get(server.told(self.rank, part, self._memories))
+        for published in ray.get(calls):
             self.adopt(ray.get(published[0]) if isinstance(published, list) else with_arrays(published, self._reader))
 
     def pending(self) -> Any:
         """Return what each server has not been told of yet, behind a None; by handles, until the next round."""
         parameters = self._gather(parameter_places(self._num_factors), *self._found(MOVED, 0))
         parts = self._parts(RoundResult(self._shard.num_rows, parameters, None))
-        if not self._servers or not all(server.is_known and server.is_near for server in self._servers):
+        if not self._servers or not all(server.is_near for server in self._servers):
             return None, *parts
         from rayfm.training.shared_memory import with_handles
 
@@ -276,7 +277,7 @@ class Worker:
 
     def results(self, turn: int, rounds: int) -> list[RoundResult]:
         """Return, for each parameter server, what has become of the features that are due after so many rounds."""
-        return self._parts(self._result(self._round_rows, turn, rounds))
+        return self._parts(self._result(turn, rounds))
 
     def _parts(self, result: RoundResult) -> list[RoundResult]:
         return [_part_of(result, *each) for each in self._ranges]
@@ -446,7 +447,10 @@ class Worker:
             raise OrderError("the rows come in another order than before.")
         np.copyto(self._table.bias, state["bias"])
         np.copyto(self._table.heads, state["records"])
-        if len(state["marks"]):  # else nothing is pending
+        is_dealt_anew = self.setup.world_size > 1 and not len(state["marks"])
+        if is_dealt_anew:  # nothing is pending
+            np.bitwise_and(self._scratch.marks, HOLDERS, out=self._scratch.marks)
+        else:
             np.copyto(self._scratch.marks, state["marks"])
         self._steps, self._progress, self._epoch_batches = state["steps"], state["progress"], state["epoch_batches"]
         self._rule, self._epoch_sums = self._rule_after(self._progress), self._sums_type(*state["epoch_sums"])
@@ -454,9 +458,10 @@ class Worker:
             from rayfm.kernels.jit import read_only
             from rayfm.kernels.training import rescale_ftrl, restart_ftrl
 
-            if state["rates"] != _rates(self._rule):  # of a run that was told otherwise
+            if is_dealt_anew or state["rates"] != _rates(self._rule):  # a run of other rates, or shares of them
                 rescale_ftrl(self._rule, self._scratch.marks, self._table)
-            restart_ftrl(self._rule, self._scratch.marks, self._table, read_only(state["foreign"]))
+            if len(state["foreign"]):
+                restart_ftrl(self._rule, self._scratch.marks, self._table, read_only(state["foreign"]))
 
     def node_id(self) -> str:
         """Return on which node of the cluster this is."""
@@ -508,7 +513,7 @@ class Worker:
             rescale_ftrl(rule, self._scratch.marks, self._table)
         self._rule = rule
 
-    def _result(self, num_rows: int, turn: int, rounds: int) -> RoundResult:
+    def _result(self, turn: int, rounds: int) -> RoundResult:
         """Return what has become of the features that are due after so many rounds."""
         accumulators = None
         parameters = self._gather(parameter_places(self._num_factors), *self._due(MOVED, turn, 0, 0))
@@ -517,7 +522,7 @@ class Worker:
             if self._code == FTRL:
                 np.square(accumulators.bias, out=accumulators.bias)
                 np.square(accumulators.rows, out=accumulators.rows)
-        return RoundResult(num_rows, parameters, accumulators)
+        return RoundResult(self._shard.num_rows, parameters, accumulators)
 
     def _due(self, flag: int, turn: int, least: int, which: int) -> tuple[NDArray[np.uint32], Memory]:
         """Return the features that are due, and the memory for their rows, both used again by the next call."""
@@ -602,13 +607,11 @@ class Worker:
         return running
 
 
-@dataclass(slots=True)
-class _Server:
-    """A parameter server, and what a worker knows of it."""
+class _Server(NamedTuple):
+    """A parameter server as a worker sees it."""
 
     actor: Any
-    is_near: bool  # whether it can be told by handles
-    is_known: bool = False  # whether that has been tried
+    is_near: bool  # whether they can map each other's memory
 
     def told(self, rank: int, part: RoundResult, memories: Sequence[SharedMemory]) -> Any:
         """Call it with a result."""

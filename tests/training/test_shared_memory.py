@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from rayfm.kernels.exchange import FeatureRows
 from rayfm.training import parameter_server, shared_memory
 from rayfm.training import worker as worker_module
+from rayfm.training.averaging import ranges
 from rayfm.training.messages import RoundResult
 from rayfm.training.shared_memory import Reader, SharedMemory, UnreachableError, with_arrays, with_handles
 from tests.training.test_worker import drawn_rows, new_team, same_bits
@@ -86,38 +87,49 @@ def test_shared_memory__leaves_nothing_open_that_is_not_used():
 
 @pytest.fixture
 def rows(monkeypatch):
-    """Rows, and a Ray whose objects are what they refer to."""
+    """Rows, and a Ray whose calls run in threads and whose objects are what they refer to."""
+
+    def get(value):
+        if isinstance(value, list):
+            return [get(each) for each in value]
+        return value.result() if isinstance(value, Future) else value
+
     monkeypatch.setattr(parameter_server.ray, "put", lambda value: value)
-    monkeypatch.setattr(worker_module.ray, "get", lambda value: value)
+    monkeypatch.setattr(worker_module.ray, "get", get)
     return drawn_rows()
 
 
 class Remote:
-    """An actor's methods as Ray offers them, called at once in this process."""
+    """An actor's methods as Ray offers them, each call in a thread."""
 
-    def __init__(self, actor):
-        self._actor = actor
+    def __init__(self, actor, pool):
+        self._actor, self._pool = actor, pool
 
     def __getattr__(self, name):
         method = getattr(self._actor, name)
-        return type("Method", (), {"remote": staticmethod(method)})
+        return type("Method", (), {"remote": staticmethod(lambda *given: self._pool.submit(method, *given))})
 
 
-@pytest.mark.parametrize("is_reached", [True, False])
-def test_exchange__comes_to_the_same_whether_workers_are_reached_or_not(rows, monkeypatch, is_reached):
-    shards = [rows.rows(0, 500), rows.rows(500, 1100)]
-    (workers, server), (others, its_server) = (new_team("adagrad", shards, 40, 2) for _ in range(2))
-    if not is_reached:
-
-        def fail(handle):
-            raise UnreachableError
-
-        monkeypatch.setattr(shared_memory, "_mapped", fail)
-    for worker in workers:
-        worker.follow(worker._plan, [Remote(server)])
-    with ThreadPoolExecutor(2) as pool:
+@pytest.mark.parametrize("optimizer", ["adagrad", "ftrl"])
+@pytest.mark.parametrize("near", [[[True]] * 2, [[False]] * 2, [[True], [False]], [[True, False], [False, True]]])
+def test_exchange__comes_to_the_same_whether_workers_are_reached_or_not(rows, monkeypatch, near, optimizer):
+    shards, count = [rows.rows(0, 500), rows.rows(500, 1100)], len(near[0])
+    (workers, _), (others, its_server) = (new_team(optimizer, shards, 40, 2) for _ in range(2))
+    servers = [parameter_server.ParameterServer(workers[0].setup) for _ in range(count)]
+    with ThreadPoolExecutor(8) as pool:
+        for index, server in enumerate(servers):
+            server.prepare(40, index, count)
+            server.follow(workers[0]._plan)
+        for worker, are_near in zip(workers, near, strict=True):
+            worker._ranges = ranges(40, count)
+            worker.follow(worker._plan, [Remote(server, pool) for server in servers])
+            assert all(server.is_near for server in worker._servers)
+            worker._servers = [
+                server._replace(is_near=each) for server, each in zip(worker._servers, are_near, strict=True)
+            ]
         for index in range(4):
-            list(pool.map(lambda worker, at=index: worker.train_round(at // 2, at % 2, 2), workers))
+            for done in [pool.submit(worker.train_round, index // 2, index % 2, 2) for worker in workers]:
+                done.result(60)
     for index in range(4):
         for worker in others:
             worker.train_round(index // 2, index % 2, 2)
@@ -127,7 +139,23 @@ def test_exchange__comes_to_the_same_whether_workers_are_reached_or_not(rows, mo
             worker.adopt(published)
     for one, other in zip(workers, others, strict=True):
         same_bits(one.parameters(), other.parameters())
-        assert [server.is_near for server in one._servers] == [is_reached]
+
+
+def test_follow__finds_out_whether_a_server_is_reached(rows, monkeypatch):
+    [worker, _], server = new_team("adam", [rows, rows], 40)
+
+    def fail(handle):
+        raise UnreachableError
+
+    with ThreadPoolExecutor(2) as pool:
+        worker.follow(worker._plan, [Remote(server, pool)])
+        assert [each.is_near for each in worker._servers] == [True]
+        assert shared_memory.has_handles(worker.pending()[1])
+        monkeypatch.setattr(shared_memory, "_mapped", fail)
+        server._reader = Reader()
+        worker.follow(worker._plan, [Remote(server, pool)])
+        assert [each.is_near for each in worker._servers] == [False]
+        assert not shared_memory.has_handles(worker.pending()[1])
 
 
 def test_exchange__raises_at_all_who_wait_when_it_fails_and_tells_of_whom_it_has_heard_nothing(rows, monkeypatch):

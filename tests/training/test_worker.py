@@ -8,7 +8,7 @@ import pytest
 
 from rayfm.batch import SparseBatch
 from rayfm.hyperparameters import GROUPS, Hyperparameters
-from rayfm.kernels.tables import joined, second_states_in
+from rayfm.kernels.tables import GREW, MOVED, joined, second_states_in
 from rayfm.training import averaging, shard
 from rayfm.training.messages import Published, WorkerSetup
 from rayfm.training.parameter_server import ParameterServer, merged_states
@@ -159,7 +159,8 @@ def test_adopt__of_ones_own_results_changes_nothing(rows, optimizer):
     drawn = workers[0].parameters()
     for epoch, index in ((0, 0), (0, 1), (1, 0), (1, 1)):
         result = result_of(workers[0], epoch, index, 2)
-        assert undisturbed.train_round(epoch, index, 2).num_rows == result.num_rows == 300
+        assert undisturbed.train_round(epoch, index, 2).num_rows == 300
+        assert result.num_rows == 600
         assert (result.accumulators is None) == (optimizer == "adam")
         workers[0].adopt(server.average(result, result))
     for one, other, start in zip(workers[0].parameters(), undisturbed.parameters(), drawn, strict=True):
@@ -216,6 +217,30 @@ def _columns(batch, first, end):
     return ends, keys[own], values[own]
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "rowwise_adagrad"])
+def test_exchange__loses_nothing_where_a_worker_has_no_rows_in_a_round(rows, optimizer, monkeypatch):
+    """What a worker does not say is new to the others is, always, what the server has."""
+    monkeypatch.setattr(averaging, "FEW", 0)
+    monkeypatch.setattr(averaging, "TOUCHES", 300)
+    more = {"mini_batch_size": 200}
+    workers, server = new_team(optimizer, [rows.rows(0, 400), rows.rows(400, 1000)], DIM, 3, **more)
+    for turn in range(9):
+        results = [copy.deepcopy(result_of(worker, turn // 3, turn % 3, 3)) for worker in workers]
+        assert turn % 3 or workers[0]._shard.rows_of_round(0, 3) == (0, 0)
+        published = server.average(*results)
+        state = server.state()[0]
+        for worker in workers:
+            worker.adopt(published)
+            kinds = [(MOVED, worker.parameters(), "rows0")]
+            if optimizer != "adam":
+                kinds.append((GREW, second_states_in(worker._table, 3), "rows1"))
+            for flag, (_, linear, factors), name in kinds:
+                told = worker._scratch.marks & flag == 0
+                expected = state[name].reshape(DIM, -1)[told]
+                assert len(expected)
+                np.testing.assert_array_equal(np.column_stack([linear, factors])[told], expected)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "ftrl"])
 def test_merged__is_the_same_for_all_and_training_goes_on_as_if_nobody_had_looked(rows, optimizer, monkeypatch):
     monkeypatch.setattr(averaging, "FEW", 0)
@@ -260,6 +285,8 @@ def test_merged_states__go_on_from_the_merged_model(rows, optimizer, monkeypatch
         assert not len(worker.pending()[1].parameters.features)
     rows_of_server = new_server.state()[0]["rows0"].reshape(DIM, -1)
     np.testing.assert_allclose(rows_of_server[:, 0], expected.linear, rtol=1e-5, atol=1e-7)
+    again = [{**state, "marks": np.empty(0, np.uint16)} for state in told]
+    assert merged_states(again, [server_told], workers[0].setup.hyperparameters) == (again, [server_told])
     third.train_round(2, 0, 300)  # next to nothing: no term of FTRL is left as it was for other parameters
     np.testing.assert_allclose(third.parameters().linear, expected.linear, atol=0.2 * np.abs(expected.linear).max())
 
