@@ -125,11 +125,6 @@ def parameters_in(table: Table, num_factors: int) -> Parameters:
     return _views(table, parameter_places(num_factors))
 
 
-def first_states_in(table: Table, num_factors: int) -> Parameters:
-    """Return views of the first states of an optimizer that has two."""
-    return _views(table, Places(1, _HEAD + table.length, num_factors))
-
-
 def second_states_in(table: Table, num_factors: int) -> Parameters:
     """Return views of the second states; factors have shape (feature_dim, 1) in rowwise_adagrad."""
     return _views(table, second_state_places(table, num_factors))

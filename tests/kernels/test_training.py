@@ -11,7 +11,6 @@ from rayfm.kernels.tables import (
     SLOT,
     UPDATED,
     Parameters,
-    first_states_in,
     new_table,
     parameters_in,
     second_states_in,
@@ -219,7 +218,9 @@ def test_train_rows__tells_at_which_step_the_loss_left_the_finite_numbers():
 def ftrl_views(params, roots):
     """A table with `params`, whose second states are `roots`: (table, parameters, first states, second states)."""
     table = filled_table("ftrl", params)
-    own, first, second = (views(table, K) for views in (parameters_in, first_states_in, second_states_in))
+    own, second = parameters_in(table, K), second_states_in(table, K)
+    records, behind = table.heads.reshape(DIM, -1), table.step - 2 * table.length
+    first = Parameters(table.bias[1:2], records[:, 1], records[:, behind : behind + K])
     for array in second:
         array[...] = roots
     return table, own, first, second

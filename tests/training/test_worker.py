@@ -224,11 +224,23 @@ def test_exchange__loses_nothing_where_a_worker_has_no_rows_in_a_round(rows, opt
     monkeypatch.setattr(averaging, "TOUCHES", 300)
     more = {"mini_batch_size": 200}
     workers, server = new_team(optimizer, [rows.rows(0, 400), rows.rows(400, 1000)], DIM, 3, **more)
+    seen = 0  # how often the worker without rows had something to say
     for turn in range(9):
         results = [copy.deepcopy(result_of(worker, turn // 3, turn % 3, 3)) for worker in workers]
         assert turn % 3 or workers[0]._shard.rows_of_round(0, 3) == (0, 0)
+        before = server.state()[0]["rows0"].reshape(DIM, -1).astype(float)
         published = server.average(*results)
         state = server.state()[0]
+        for feature, row in zip(published.parameters.features, published.parameters.rows, strict=True):
+            moves = [
+                share * (result.parameters.rows[result.parameters.features == feature] - before[feature])
+                for share, result in zip((0.4, 0.6), results, strict=True)
+            ]
+            count = sum(len(move) for move in moves)
+            factor = 2 * (count / workers[0]._plan.holders[feature]) ** averaging.REACH[optimizer] / count
+            expected = before[feature] + factor * np.concatenate(moves).sum(0)
+            np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-6)
+            seen += turn % 3 == 0 and len(moves[0])
         for worker in workers:
             worker.adopt(published)
             kinds = [(MOVED, worker.parameters(), "rows0")]
@@ -239,6 +251,7 @@ def test_exchange__loses_nothing_where_a_worker_has_no_rows_in_a_round(rows, opt
                 expected = state[name].reshape(DIM, -1)[told]
                 assert len(expected)
                 np.testing.assert_array_equal(np.column_stack([linear, factors])[told], expected)
+    assert seen > 5
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "ftrl"])
