@@ -49,6 +49,8 @@ IN_PROGRESS, STOPPING, COMPLETED, FAILED, STOPPED = "InProgress", "Stopping", "C
 RUNNING = (IN_PROGRESS, STOPPING)
 INSIST_FOR_S, INSIST_EVERY_S = 300.0, 2.0
 """How long, and after which pauses, it is tried again where the storage fails."""
+_READINGS, _BETWEEN_READINGS_S = 3, 0.1
+"""Of a job.json: read from a bucket while it is written anew, it may be the new one cut off where the old one ended."""
 STATUS_KEYS = {"job_name", "status", "started", "ended", "alive", "hyperparameters", "train_instance_count", "channels"}
 """What every job.json has."""
 
@@ -191,10 +193,15 @@ class JobDirectory:
         StorageError
             If there is none, or it is damaged.
         """
-        try:
-            status = json.loads(read_bytes(self.status_uri))
-        except ValueError as error:
-            raise StorageError(f"{self.status_uri} must be the status of a job, got no JSON: {error}.") from error
+        for readings_left in reversed(range(_READINGS)):
+            try:
+                status = json.loads(read_bytes(self.status_uri))
+                break
+            except ValueError as error:
+                if not readings_left:
+                    text = f"{self.status_uri} must be the status of a job, got no JSON: {error}."
+                    raise StorageError(text) from error
+                time.sleep(_BETWEEN_READINGS_S)
         if not isinstance(status, dict) or not STATUS_KEYS <= status.keys():
             raise StorageError(f"{self.status_uri} must be the status of a job, with {', '.join(sorted(STATUS_KEYS))}.")
         return status

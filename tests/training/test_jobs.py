@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -160,6 +161,16 @@ def test_attach__a_damaged_status_is_one_clear_error(tmp_path, content):
     (tmp_path / "job" / "job.json").write_text(content)
     with pytest.raises(StorageError, match=r"job/job\.json must be the status of a job"):
         TrainingJob.attach("job", output_path=str(tmp_path))
+
+
+def test_attach__a_status_that_is_just_being_written_is_read_again(tmp_path):
+    """As from a bucket, where the new one is read as far as the old one was long."""
+    write_job(tmp_path)
+    status = tmp_path / "first" / "job.json"
+    whole = status.read_text()
+    status.write_text(whole[:-20])
+    threading.Timer(0.05, lambda: status.write_text(whole)).start()
+    assert TrainingJob.attach("first", output_path=str(tmp_path)).directory.read_status()["job_name"] == "first"
 
 
 def test_attach__ones_own_finished_job_goes_before_anothers_running_one(start, tmp_path, monkeypatch):
