@@ -151,7 +151,7 @@ for is_disturbed in (False, True):
         "rows.libsvm", options=rayfm.ReadOptions(index_base=0), train_instance_count=2, watcher=watcher,
         output_path=sys.argv[1] + str(is_disturbed), job_name="job",
         hyperparameters={
-            "num_factors": 4, "predictor_type": "regressor", "epochs": 20, "mini_batch_size": 10, "shuffle": True,
+            "num_factors": 4, "predictor_type": "regressor", "epochs": 300, "mini_batch_size": 10, "shuffle": True,
             "seed": 1,
         },
     )

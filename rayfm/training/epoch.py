@@ -80,7 +80,7 @@ class Epoch:
             "event": "epoch",
             "epoch": self.number,
             "seconds": self.seconds,
-            "exchange_seconds": self.seconds - self.computing_s if is_exchanged else 0.0,
+            "exchange_seconds": max(0.0, self.seconds - self.computing_s) if is_exchanged else 0.0,
             "records_per_second": self.num_rows / max(self.seconds, 1e-9),
             "workers": [
                 {"rank": rank, "rows": rows, "seconds": seconds} for rank, (rows, seconds) in enumerate(self.by_rank)

@@ -2,7 +2,7 @@
 
 The controller is a detached actor beside the workers, so that the data belongs to the cluster and the user's process
 only watches: it may end, and another may go on watching (jobs.py). In turn the controller reads the channels (Ray Data,
-once), reserves workers, deals them their rows, and leads them through epochs of a few rounds: train, average, publish.
+once), reserves workers, deals them their rows, and leads them through epochs of a few rounds: train, exchange.
 Everything that it creates is removed when it ends, however it ends.
 """
 
