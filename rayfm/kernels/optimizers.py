@@ -78,6 +78,6 @@ def ftrl(p, g, z, root, clip, lr, l2, l1, beta):  # type: ignore[no-untyped-def]
 @part
 def ftrl_linear_term(p, z, root, lr, l2, l1, beta):  # type: ignore[no-untyped-def]
     """Return the z whose minimiser is `p`; for p = 0 the nearest one to `z` that gives 0."""
-    nearest = min(max(z, -l1), l1)
-    exact = np.float32(-p * ((beta + root) / lr + l2) - np.copysign(l1, p))
-    return nearest if (p == 0) | (lr == 0) else exact  # without a branch, so that several are taken at once
+    if p == 0 or lr == 0:
+        return min(max(z, -l1), l1)
+    return np.float32(-p * ((beta + root) / lr + l2) - np.copysign(l1, p))

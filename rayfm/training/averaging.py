@@ -44,7 +44,7 @@ There 258,000 of the 467,000 features that occur have but one of two workers, an
 are 95 % of all entries. What else was tried, on the same data with ftrl and adagrad:
 
 * All features whenever they were touched, at rates of all workers (four rounds): 0.41755 and 0.42963 with two, 0.41703
-  and 0.43924 with eight workers, for four to eight times as many rows. Where most features are rare, rates of all
+  and 0.43924 with eight workers, for four to six times as many rows. Where most features are rare, rates of all
   workers for features of few let the workers' own models run away from the merged one.
 * An exchange after 32 or 64 instead of 16 touches: 0.41935 and 0.42122 with four and eight workers (ftrl).
 * Two rounds with two workers, ftrl: 0.41907. Adam and adagrad do not mind.

@@ -54,7 +54,7 @@ class ParameterServer:
     def __init__(self, setup: WorkerSetup) -> None:
         self._first = 0
         self._values, self._seed = setup.hyperparameters, setup.seed
-        self._reach = REACH[self._values.optimizer] if self._values.scale_rates else 1.0
+        self._reach = _reach(self._values)
         self._world_size = setup.world_size
         self._meeting, self._turn = threading.Condition(), 0
         self._arrived: dict[int, RoundResult] = {}
@@ -184,6 +184,11 @@ class ParameterServer:
         return published
 
 
+def _reach(values: Hyperparameters) -> float:
+    """Return p of the formulas in averaging.py; without scaled rates the server takes the plain average."""
+    return REACH[values.optimizer] if values.scale_rates else 1.0
+
+
 def _numbered_from(rows: FeatureRows, first: np.uint32) -> FeatureRows:
     """Return rows with features numbered from a server's first one."""
     return rows._replace(features=rows.features - first)
@@ -219,8 +224,7 @@ def merged_states(
     tables = [table_of(w["bias"].copy(), w["records"].copy(), code, values.num_factors) for w in workers]
     marks = [worker["marks"] for worker in workers]
     holders, found = marks[0] & HOLDERS, np.empty(len(marks[0]), np.uint32)
-    reach = REACH[values.optimizer] if values.scale_rates else 1.0
-    kinds = [(MOVED, parameter_places(values.num_factors), reach)]
+    kinds = [(MOVED, parameter_places(values.num_factors), _reach(values))]
     if values.optimizer != "adam":
         kinds.append((GREW, second_state_places(tables[0], values.num_factors), 1.0))
     merged_servers: list[dict[str, Any]] = [{} for _ in servers]
