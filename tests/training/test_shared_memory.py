@@ -15,7 +15,7 @@ from rayfm.training import worker as worker_module
 from rayfm.training.averaging import ranges
 from rayfm.training.messages import RoundResult
 from rayfm.training.shared_memory import Reader, SharedMemory, UnreachableError, with_arrays, with_handles
-from tests.training.test_worker import drawn_rows, new_team, same_bits
+from tests.training.test_worker import drawn_rows, new_team, new_worker, same_bits
 
 pytestmark = pytest.mark.skipif(not shared_memory.IS_SHARED, reason="this system has no memfd_create")
 
@@ -156,6 +156,21 @@ def test_follow__finds_out_whether_a_server_is_reached(rows, monkeypatch):
         worker.follow(worker._plan, [Remote(server, pool)])
         assert [each.is_near for each in worker._servers] == [False]
         assert not shared_memory.has_handles(worker.pending()[1])
+
+
+def test_reaches__answers_many_workers_at_once():
+    setup = new_worker(world_size=8).setup
+    for _ in range(20):
+        server, together = parameter_server.ParameterServer(setup), threading.Barrier(8)
+
+        def ask(memory, server=server, together=together):
+            probe = memory.probe()
+            together.wait(10)
+            return server.reaches(probe)
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(ask, [SharedMemory() for _ in range(8)]))
+        assert all(shared_memory.reaches(Reader(), answer) for answer in answers)
 
 
 def test_exchange__raises_at_all_who_wait_when_it_fails_and_tells_of_whom_it_has_heard_nothing(rows, monkeypatch):
