@@ -25,7 +25,7 @@ from __future__ import annotations
 import numpy as np
 
 from rayfm.kernels.jit import part
-from rayfm.kernels.vectors import clipped, near_square_root, shrunk, square_root
+from rayfm.kernels.vectors import clipped, near_square_root, shrunk, square_root, where_zero, with_sign_of
 
 BETA1 = np.float32(0.9)
 BETA2 = np.float32(0.999)
@@ -78,6 +78,7 @@ def ftrl(p, g, z, root, clip, lr, l2, l1, beta):  # type: ignore[no-untyped-def]
 @part
 def ftrl_linear_term(p, z, root, lr, l2, l1, beta):  # type: ignore[no-untyped-def]
     """Return the z whose minimiser is `p`; for p = 0 the nearest one to `z` that gives 0."""
-    if p == 0 or lr == 0:
-        return min(max(z, -l1), l1)
-    return np.float32(-p * ((beta + root) / lr + l2) - np.copysign(l1, p))
+    nearest = clipped(z, l1)
+    if lr == 0:
+        return nearest
+    return where_zero(p, nearest, -p * ((root + beta) * (np.float32(1.0) / lr) + l2) - with_sign_of(l1, p))

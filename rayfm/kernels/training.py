@@ -337,24 +337,20 @@ def train_row_by_row(width, code, shared, rows, order, rule, steps, table, scrat
 
 
 @kernel
-def restart_ftrl(rule, marks, table, features):  # type: ignore[no-untyped-def]
-    """Set FTRL's linear terms so that its closed form gives the parameters, for the bias and `features`.
-
-    They start at 0, as in McMahan's algorithm 1: what was drawn counts in the first update only. They are set anew
-    when the parameters come from others.
-    """
+def restart_features(width, rule, marks, table, features):  # type: ignore[no-untyped-def]
+    """Do the work of `restart_ftrl`."""
     last = len(features) - 1
     restart_bias(rule, table)
     for number in range(last + 1):
         coming = np.int64(item(features, min(number + _UPDATES_AHEAD, last))) * table.step
         for offset in range(0, table.step, 16):
             prefetch(table.heads, coming + offset)
-        restart_feature(rule, marks, table, np.int64(item(features, number)))
+        restart_feature(width, rule, marks, table, np.int64(item(features, number)))
 
 
 @kernel
-def rescale_ftrl(rule, marks, table):  # type: ignore[no-untyped-def]
-    """Do the same for whatever has been learned, when the rates have changed."""
+def restart_learned(width, rule, marks, table):  # type: ignore[no-untyped-def]
+    """Do the work of `rescale_ftrl`."""
     heads, step, first = table.heads, table.step, table.step - 2 * table.length
     restart_bias(rule, table)
     for j in range(len(heads) // step):
@@ -362,7 +358,7 @@ def rescale_ftrl(rule, marks, table):  # type: ignore[no-untyped-def]
         for f in range(j * step + first, j * step + first + rule.num_factors):
             learned |= item(heads, f) != 0
         if learned:
-            restart_feature(rule, marks, table, j)
+            restart_feature(width, rule, marks, table, j)
 
 
 @part
@@ -373,22 +369,32 @@ def restart_bias(rule, table):  # type: ignore[no-untyped-def]
 
 
 @part
-def restart_feature(rule, marks, table, j):  # type: ignore[no-untyped-def]
+def restart_feature(width, rule, marks, table, j):  # type: ignore[no-untyped-def]
     """Set the linear terms of feature `j`."""
     share = rule.shares[np.int64(marks[j] & HOLDERS)] if len(marks) else np.float32(1.0)
-    lr, l2, l1 = np.float32(rule.lr[1]) * share, rule.wd[1], rule.l1[1]
     heads, length, at = table.heads, table.length, j * table.step
-    put(
-        heads,
-        at + 1,
-        ftrl_linear_term(item(heads, at), item(heads, at + 1), item(heads, at + 2), lr, l2, l1, rule.beta),
-    )
+    p, z, root = item(heads, at), item(heads, at + 1), item(heads, at + 2)
+    put(heads, at + 1, ftrl_linear_term(p, z, root, np.float32(rule.lr[1]) * share, rule.wd[1], rule.l1[1], rule.beta))
     lr, l2, l1 = np.float32(rule.lr[2]) * share, rule.wd[2], rule.l1[2]
-    for p in range(at + table.step - 3 * length, at + table.step - 2 * length):
-        z = ftrl_linear_term(
-            item(heads, p), item(heads, p + length), item(heads, p + 2 * length), lr, l2, l1, rule.beta
-        )
-        put(heads, p + length, z)
+    rows = table.factors
+    for offset in range(at, at + length, value_of(width)):
+        p, z = load(rows, offset, width), load(rows, offset + length, width)
+        root = load(rows, offset + 2 * length, width)
+        store(rows, offset + length, ftrl_linear_term(p, z, root, lr, l2, l1, rule.beta))
+
+
+def restart_ftrl(rule: Rule, marks: NDArray[np.uint16], table: Table, features: NDArray[np.uint32]) -> None:
+    """Set FTRL's linear terms so that its closed form gives the parameters, for the bias and `features`.
+
+    They start at 0, as in McMahan's algorithm 1: what was drawn counts in the first update only. They are set anew
+    when the parameters come from others.
+    """
+    restart_features(Constant(width_of(table.length)), rule, marks, table, read_only(features))
+
+
+def rescale_ftrl(rule: Rule, marks: NDArray[np.uint16], table: Table) -> None:
+    """Do the same for whatever has been learned, when the rates have changed."""
+    restart_learned(Constant(width_of(table.length)), rule, marks, table)
 
 
 def train_rows(

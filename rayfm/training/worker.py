@@ -289,7 +289,6 @@ class Worker:
 
     def _adopt(self, published: Published) -> None:
         from rayfm.kernels.exchange import scatter
-        from rayfm.kernels.jit import read_only
 
         parameters, sums = published.parameters, published.accumulators
         scatter(self._table, parameter_places(self._num_factors), parameters)
@@ -303,7 +302,7 @@ class Worker:
 
             for rows in (parameters, sums):
                 if rows is not None:
-                    restart_ftrl(self._rule, self._scratch.marks, self._table, read_only(rows.features))
+                    restart_ftrl(self._rule, self._scratch.marks, self._table, rows.features)
 
     @contextmanager
     def _showing(self, merged: Sequence[Published]) -> Iterator[None]:
@@ -455,13 +454,12 @@ class Worker:
         self._steps, self._progress, self._epoch_batches = state["steps"], state["progress"], state["epoch_batches"]
         self._rule, self._epoch_sums = self._rule_after(self._progress), self._sums_type(*state["epoch_sums"])
         if self._code == FTRL:
-            from rayfm.kernels.jit import read_only
             from rayfm.kernels.training import rescale_ftrl, restart_ftrl
 
             if is_dealt_anew or state["rates"] != _rates(self._rule):  # a run of other rates, or shares of them
                 rescale_ftrl(self._rule, self._scratch.marks, self._table)
             if len(state["foreign"]):
-                restart_ftrl(self._rule, self._scratch.marks, self._table, read_only(state["foreign"]))
+                restart_ftrl(self._rule, self._scratch.marks, self._table, state["foreign"])
 
     def node_id(self) -> str:
         """Return on which node of the cluster this is."""

@@ -245,6 +245,28 @@ def test_restart_ftrl__lets_the_closed_form_give_the_parameters_of_these_feature
     assert not first.linear[others].any() and not first.factors[others].any()
 
 
+def test_restart_ftrl__of_a_parameter_of_0_keeps_the_nearest_term_that_gives_0():
+    _, params = problem(10, False)
+    params.factors[2, :3] = 0
+    the_rule = rule("ftrl", False, 4)._replace(l1=(np.float32(0.1),) * 3)
+    table, _, first, second = ftrl_views(params, 0.5)
+    first.factors[2, :3] = [-5, 0.05, 3]
+    restart_ftrl(the_rule, NO_MARKS, table, np.array([2], np.uint32))
+    np.testing.assert_array_equal(first.factors[2, :3], np.float32([-0.1, 0.05, 0.1]))
+    _, _, factors = closed_form(the_rule, first, second)
+    np.testing.assert_allclose(factors[2], params.factors[2], rtol=1e-5)
+
+
+def test_restart_ftrl__leaves_a_term_without_a_rate_within_its_bounds():
+    _, params = problem(10, False)
+    the_rule = rule("ftrl", False, 4)._replace(l1=(np.float32(0.1),) * 3, lr=(0.0, 0.0, 0.0))
+    table, _, first, _ = ftrl_views(params, 0.5)
+    first.factors[2], first.linear[2] = 3, 0.05
+    restart_ftrl(the_rule, NO_MARKS, table, np.array([2], np.uint32))
+    assert set(first.factors[2]) == {np.float32(0.1)}
+    assert first.linear[2] == np.float32(0.05)
+
+
 def test_rescale_ftrl__keeps_what_was_learned_under_other_rates_and_leaves_the_rest():
     _, params = problem(11, False)
     before, features = rule("ftrl", False, 4), np.array([1, 2], np.uint32)
