@@ -337,28 +337,32 @@ def train_row_by_row(width, code, shared, rows, order, rule, steps, table, scrat
 
 
 @kernel
-def restart_features(width, rule, marks, table, features):  # type: ignore[no-untyped-def]
+def restart_features(width, shared, rule, marks, table, features):  # type: ignore[no-untyped-def]
     """Do the work of `restart_ftrl`."""
+    heads, factors, step, length, shares = table.heads, table.factors, table.step, table.length, rule.shares
     last = len(features) - 1
     restart_bias(rule, table)
     for number in range(last + 1):
-        coming = np.int64(item(features, min(number + _UPDATES_AHEAD, last))) * table.step
-        for offset in range(0, table.step, 16):
-            prefetch(table.heads, coming + offset)
-        restart_feature(width, rule, marks, table, np.int64(item(features, number)))
+        coming = np.int64(item(features, min(number + _UPDATES_AHEAD, last))) * step
+        for offset in range(0, step, 16):
+            prefetch(heads, coming + offset)
+        j = np.int64(item(features, number))
+        share = share_of(shared, marks, shares, j)
+        restart_record(width, heads, factors, j * step, length, share, rule.lr, rule.wd, rule.l1, rule.beta)
 
 
 @kernel
-def restart_learned(width, rule, marks, table):  # type: ignore[no-untyped-def]
+def restart_learned(width, shared, rule, marks, table):  # type: ignore[no-untyped-def]
     """Do the work of `rescale_ftrl`."""
-    heads, step, first = table.heads, table.step, table.step - 2 * table.length
+    heads, factors, step, length, shares = table.heads, table.factors, table.step, table.length, rule.shares
     restart_bias(rule, table)
     for j in range(len(heads) // step):
         learned = item(heads, j * step + 1) != 0
-        for f in range(j * step + first, j * step + first + rule.num_factors):
-            learned |= item(heads, f) != 0
+        for f in range(j * step + length, j * step + length + rule.num_factors):
+            learned |= item(factors, f) != 0
         if learned:
-            restart_feature(width, rule, marks, table, j)
+            share = share_of(shared, marks, shares, j)
+            restart_record(width, heads, factors, j * step, length, share, rule.lr, rule.wd, rule.l1, rule.beta)
 
 
 @part
@@ -369,18 +373,16 @@ def restart_bias(rule, table):  # type: ignore[no-untyped-def]
 
 
 @part
-def restart_feature(width, rule, marks, table, j):  # type: ignore[no-untyped-def]
-    """Set the linear terms of feature `j`."""
-    share = rule.shares[np.int64(marks[j] & HOLDERS)] if len(marks) else np.float32(1.0)
-    heads, length, at = table.heads, table.length, j * table.step
+def restart_record(width, heads, factors, at, length, share, lr, l2, l1, beta):  # type: ignore[no-untyped-def]
+    """Set the linear terms of the feature whose record begins at `at`."""
+    rate = np.float32(lr[1]) * share
     p, z, root = item(heads, at), item(heads, at + 1), item(heads, at + 2)
-    put(heads, at + 1, ftrl_linear_term(p, z, root, np.float32(rule.lr[1]) * share, rule.wd[1], rule.l1[1], rule.beta))
-    lr, l2, l1 = np.float32(rule.lr[2]) * share, rule.wd[2], rule.l1[2]
-    rows = table.factors
+    put(heads, at + 1, ftrl_linear_term(p, z, root, rate, l2[1], l1[1], beta))
+    rate = np.float32(lr[2]) * share
     for offset in range(at, at + length, value_of(width)):
-        p, z = load(rows, offset, width), load(rows, offset + length, width)
-        root = load(rows, offset + 2 * length, width)
-        store(rows, offset + length, ftrl_linear_term(p, z, root, lr, l2, l1, rule.beta))
+        p, z = load(factors, offset, width), load(factors, offset + length, width)
+        root = load(factors, offset + 2 * length, width)
+        store(factors, offset + length, ftrl_linear_term(p, z, root, rate, l2[2], l1[2], beta))
 
 
 def restart_ftrl(rule: Rule, marks: NDArray[np.uint16], table: Table, features: NDArray[np.uint32]) -> None:
@@ -389,12 +391,12 @@ def restart_ftrl(rule: Rule, marks: NDArray[np.uint16], table: Table, features: 
     They start at 0, as in McMahan's algorithm 1: what was drawn counts in the first update only. They are set anew
     when the parameters come from others.
     """
-    restart_features(Constant(width_of(table.length)), rule, marks, table, read_only(features))
+    restart_features(*_width_and_shared(table, marks), rule, marks, table, read_only(features))
 
 
 def rescale_ftrl(rule: Rule, marks: NDArray[np.uint16], table: Table) -> None:
     """Do the same for whatever has been learned, when the rates have changed."""
-    restart_learned(Constant(width_of(table.length)), rule, marks, table)
+    restart_learned(*_width_and_shared(table, marks), rule, marks, table)
 
 
 def train_rows(
@@ -432,7 +434,8 @@ def train_rows(
     """
     threads = len(scratch.noted)
     ends = [steps] * threads
-    constants = Constant(width_of(table.length)), Constant(code), Constant(int(len(scratch.marks) > 0))
+    width, shared = _width_and_shared(table, scratch.marks)
+    constants = width, Constant(code), shared
     data = Rows(*(read_only(array) for array in rows)), read_only(order), rule, steps, table, scratch
     scratch.counters[:] = 0
 
@@ -452,3 +455,8 @@ def train_rows(
         helper.join()
     broken = [end for end in ends if end < 0]
     return max(broken) if broken else ends[0]
+
+
+def _width_and_shared(table: Table, marks: NDArray[np.uint16]) -> tuple[Constant, Constant]:
+    """Return what a kernel is compiled for by the arrays that it gets."""
+    return Constant(width_of(table.length)), Constant(int(len(marks) > 0))
