@@ -305,7 +305,7 @@ class Run:
             for name, blocks in channels.items()
         }
         loads = [
-            worker.load.remote({name: ranks[rank] for name, ranks in shards.items()}, feature_dim, self._servers)
+            worker.load.remote({name: ranks[rank] for name, ranks in shards.items()}, feature_dim)
             for rank, worker in enumerate(team.workers)
         ]
         if self._servers:

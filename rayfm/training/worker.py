@@ -6,10 +6,10 @@ A plain class, so that it can be tested and used without Ray; `run` makes an act
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -21,31 +21,25 @@ from rayfm.errors import DivergenceError, HyperparameterError
 from rayfm.kernels.tables import (
     CODES,
     FTRL,
-    GREW,
     HOLDERS,
-    MOVED,
     Parameters,
-    Places,
     Table,
     into_parameters,
     joined,
     new_table,
-    parameter_places,
     parameters_in,
-    second_state_places,
 )
 from rayfm.metrics import RankingCounts, Sums, sums_for
 from rayfm.model import draw_parameters
 from rayfm.training import job
-from rayfm.training.averaging import Plan, local_rate_scales, ranges, rounds_of_sums, steps_of_round
-from rayfm.training.messages import OrderError, Published, RoundReport, RoundResult, WorkerSetup
+from rayfm.training.averaging import Plan, local_rate_scales, ranges, steps_of_round
+from rayfm.training.messages import OrderError, Published, RoundReport, WorkerSetup
 from rayfm.training.shard import BlockSlice, Shard
 
 if TYPE_CHECKING:  # kernels are brought in where they are used: the controller has no use for Numba
     from rayfm.kernels.batches import Rows, Scratch
-    from rayfm.kernels.exchange import FeatureRows, Memory
     from rayfm.kernels.training import Rule
-    from rayfm.training.shared_memory import SharedMemory
+    from rayfm.training.exchange import Exchange
 
 BATCHES_BETWEEN_METRICS = 500
 """How often a worker reports its running metrics within an epoch, in mini-batches; SageMaker's default."""
@@ -83,8 +77,7 @@ class Worker:
         values = setup.hyperparameters
         self._shard = Shard([], values.mini_batch_size, setup.budget_bytes)
         self._has_table = False
-        self._aside: list[Memory] = []
-        self._servers: list[_Server] = []
+        self._exchange: Exchange | None = None
         self._finished: Parameters | None = None
         self._code, self._num_factors = CODES[values.optimizer], values.num_factors
         self._threads = setup.threads
@@ -96,8 +89,14 @@ class Worker:
         return parameters_in(self._table, self._num_factors)
 
     @property
-    def _second_places(self) -> Places:
-        return second_state_places(self._table, self._num_factors)
+    def exchange(self) -> Exchange:
+        """What a worker that is not alone, and has its rows, exchanges."""
+        assert self._exchange is not None
+        return self._exchange
+
+    def _showing(self, merged: Sequence[Published]) -> AbstractContextManager[None]:
+        """Have the parameters that the servers show, for a while; a worker that is alone has its own."""
+        return self._exchange.showing(merged) if self._exchange is not None else nullcontext()
 
     def prepare(self, feature_dim: int) -> None:
         """Allocate and draw the parameters."""
@@ -105,7 +104,7 @@ class Worker:
         self._progress, self._rule = 0.0, self._rule_after(0.0)
         draw_parameters(self._parameters, self.setup.hyperparameters, self.setup.seed)
 
-    def load(self, channels: dict[str, list[BlockSlice]], feature_dim: int, servers: int = 1) -> int:
+    def load(self, channels: dict[str, list[BlockSlice]], feature_dim: int) -> int:
         """Load the rows of ``train``, unless they have come already, and remember the other channels.
 
         Parameters
@@ -114,8 +113,6 @@ class Worker:
             Where the rows are.
         feature_dim
             Width of the model.
-        servers
-            Over how many parameter servers its features are divided.
 
         Returns
         -------
@@ -133,13 +130,11 @@ class Worker:
                 if is_shared:
                     self._count(batch)
         self._scratch = self._new_scratch(self._table, self._shard, self._threads)
-        self._ranges = ranges(feature_dim, servers)
         if is_shared:
-            from rayfm.kernels.exchange import Memory
-            from rayfm.training.shared_memory import Reader, SharedMemory
+            from rayfm.training.exchange import Exchange
 
-            self._memories, self._reader = (SharedMemory(), SharedMemory()), Reader()
-            self._aside = [Memory() for _ in range(servers)]
+            rows = self._shard.num_rows
+            self._exchange = Exchange(self.rank, self.setup, self._table, self._scratch.marks, rows)
         return self._shard.num_rows
 
     def counts(self) -> tuple[NDArray[np.uint32], None]:
@@ -159,14 +154,16 @@ class Worker:
 
     def follow(self, plan: Plan, servers: Sequence[Any] = ()) -> None:
         """Exchange features as a plan says, with these parameter servers."""
-        from rayfm.training.shared_memory import reaches
+        self.exchange.follow(plan, servers)
 
-        self._plan = plan
-        answers = ray.get([server.reaches.remote(self._memories[0].probe()) for server in servers])
-        self._servers = [
-            _Server(server, reaches(self._reader, answer)) for server, answer in zip(servers, answers, strict=True)
-        ]
-        np.copyto(self._scratch.marks, plan.holders)
+    def pending(self) -> Any:
+        """Return what each server has not been told of yet, behind a None; by handles, until the next round."""
+        return None, *self.exchange.pending()
+
+    def adopt(self, *published: Published) -> None:
+        """Go on from what each parameter server has made of a round."""
+        for part in published:
+            self.exchange.adopt(self._rule, part)
 
     def warm_up(self) -> tuple[float, float]:
         """Compile the kernels, or load them from the cache, on a row of no features.
@@ -187,22 +184,10 @@ class Worker:
         self._train_rows(rows, np.zeros(1, np.int64), self._rule_after(0.0), 0, table, scratch, raw)
         score_by_table(SparseBatch(indptr, keys, values), table, self._num_factors)
         if self.setup.world_size > 1:
-            self._warm_up_exchange(table, keys)
+            from rayfm.training.exchange import warm_up
+
+            warm_up(table, self._rule_after(0.0), self._num_factors, is_ftrl=self._code == FTRL)
         return self._starting_s, time.time() - began
-
-    def _warm_up_exchange(self, table: Table, no_features: NDArray[np.uint32]) -> None:
-        from rayfm.kernels.exchange import Memory, count_features, find, gather, scatter, take_due
-        from rayfm.kernels.jit import read_only
-        from rayfm.kernels.training import rescale_ftrl, restart_ftrl
-
-        places, marks, none = parameter_places(self._num_factors), np.zeros(2, np.uint16), read_only(no_features)
-        count_features(none, np.zeros(2, np.uint32))
-        take_due(none, read_only(np.empty(0, np.uint8)), 0, 0, marks, MOVED, np.empty(1, np.uint32))
-        find(marks, MOVED, np.empty(2, np.uint32))
-        scatter(table, places, gather(table, places, no_features, Memory()))
-        if self._code == FTRL:
-            restart_ftrl(self._rule_after(0.0), marks, table, none)
-            rescale_ftrl(self._rule_after(0.0), marks, table)
 
     def _new_table(self, feature_dim: int) -> Table:
         return new_table(self._code, feature_dim, self._num_factors)
@@ -250,78 +235,9 @@ class Worker:
             sums, num_rows = sums + sums_of_step, num_rows + stop - start
             running += running_of_step
         report = RoundReport(self.rank, num_rows, sums, running, time.perf_counter() - began)
-        if self._servers:
-            self._exchange(epoch * rounds + round_index, rounds)
+        if self._exchange is not None and self._exchange.servers:
+            self._exchange.run(epoch * rounds + round_index, rounds, self._rule)
         return report
-
-    def _exchange(self, turn: int, rounds: int) -> None:
-        """Tell the parameter servers what has become of features in a round that is trained, and go on from theirs."""
-        from rayfm.training.shared_memory import with_arrays
-
-        parts = self.results(turn, rounds)
-        calls = [
-            server.told(self.rank, part, self._memories) for server, part in zip(self._servers, parts, strict=True)
-        ]
-        for published in ray.get(calls):
-            self.adopt(ray.get(published[0]) if isinstance(published, list) else with_arrays(published, self._reader))
-
-    def pending(self) -> Any:
-        """Return what each server has not been told of yet, behind a None; by handles, until the next round."""
-        parameters = self._gather(parameter_places(self._num_factors), *self._found(MOVED, 0))
-        parts = self._parts(RoundResult(self._shard.num_rows, parameters, None))
-        if not self._servers or not all(server.is_near for server in self._servers):
-            return None, *parts
-        from rayfm.training.shared_memory import with_handles
-
-        return None, *(with_handles(part, self._memories) for part in parts)
-
-    def results(self, turn: int, rounds: int) -> list[RoundResult]:
-        """Return, for each parameter server, what has become of the features that are due after so many rounds."""
-        return self._parts(self._result(turn, rounds))
-
-    def _parts(self, result: RoundResult) -> list[RoundResult]:
-        return [_part_of(result, *each) for each in self._ranges]
-
-    def adopt(self, *published: Published) -> None:
-        """Go on from what each parameter server has made of a round."""
-        for part in published:
-            self._adopt(part)
-
-    def _adopt(self, published: Published) -> None:
-        from rayfm.kernels.exchange import scatter
-
-        parameters, sums = published.parameters, published.accumulators
-        scatter(self._table, parameter_places(self._num_factors), parameters)
-        if sums is not None:
-            if self._code == FTRL:  # keeps roots, and sums are averaged
-                roots = self._memories[1].rows(*sums.rows.shape)
-                sums = sums._replace(bias=np.sqrt(sums.bias), rows=np.sqrt(sums.rows, out=roots))
-            scatter(self._table, self._second_places, sums)
-        if self._code == FTRL:
-            from rayfm.kernels.training import restart_ftrl
-
-            for rows in (parameters, sums):
-                if rows is not None:
-                    restart_ftrl(self._rule, self._scratch.marks, self._table, rows.features)
-
-    @contextmanager
-    def _showing(self, merged: Sequence[Published]) -> Iterator[None]:
-        """Have the parameters that the servers show, for a while."""
-        from rayfm.kernels.exchange import gather, scatter
-        from rayfm.training.shared_memory import with_arrays
-
-        places = parameter_places(self._num_factors)
-        shown = [with_arrays(part, self._reader).parameters for part in merged]
-        own = [
-            gather(self._table, places, rows.features, aside) for rows, aside in zip(shown, self._aside, strict=False)
-        ]
-        for rows in shown:
-            scatter(self._table, places, rows)
-        try:
-            yield
-        finally:
-            for rows in own:
-                scatter(self._table, places, rows)
 
     def train_arrived(self, slices: list[BlockSlice], *, is_last: bool) -> RoundReport:
         """Train the first epoch, in file order, on rows as they are read; for a worker that is alone.
@@ -474,10 +390,7 @@ class Worker:
             If a parameter is not finite.
         """
         if self._finished is None:  # else the table is gone, and it is tried again
-            from rayfm.training.shared_memory import with_arrays
-
-            for part in merged:
-                self._adopt(with_arrays(part, self._reader))
+            self.adopt(*merged)
             self._finished = into_parameters(self._table, self._num_factors)
         job.save_model(self._finished, self.setup.hyperparameters, uris, metrics, facts)
 
@@ -510,40 +423,6 @@ class Worker:
 
             rescale_ftrl(rule, self._scratch.marks, self._table)
         self._rule = rule
-
-    def _result(self, turn: int, rounds: int) -> RoundResult:
-        """Return what has become of the features that are due after so many rounds."""
-        accumulators = None
-        parameters = self._gather(parameter_places(self._num_factors), *self._due(MOVED, turn, 0, 0))
-        if self.setup.hyperparameters.optimizer != "adam":
-            accumulators = self._gather(self._second_places, *self._due(GREW, turn, rounds_of_sums(rounds), 1))
-            if self._code == FTRL:
-                np.square(accumulators.bias, out=accumulators.bias)
-                np.square(accumulators.rows, out=accumulators.rows)
-        return RoundResult(self._shard.num_rows, parameters, accumulators)
-
-    def _due(self, flag: int, turn: int, least: int, which: int) -> tuple[NDArray[np.uint32], Memory]:
-        """Return the features that are due, and the memory for their rows, both used again by the next call."""
-        from rayfm.kernels.exchange import take_due
-        from rayfm.kernels.jit import read_only
-
-        memory = self._memories[which]
-        shared, exponents = read_only(self._plan.shared), read_only(self._plan.exponents)
-        features = memory.features(len(self._scratch.marks) + 1)
-        return features[: take_due(shared, exponents, least, turn, self._scratch.marks, flag, features)], memory
-
-    def _found(self, flag: int, which: int) -> tuple[NDArray[np.uint32], Memory]:
-        """Return all features with a flag, as `_due` does."""
-        from rayfm.kernels.exchange import find
-
-        memory = self._memories[which]
-        features = memory.features(len(self._scratch.marks) + 1)
-        return features[: find(self._scratch.marks, flag, features)], memory
-
-    def _gather(self, places: Places, features: NDArray[np.uint32], memory: Memory) -> FeatureRows:
-        from rayfm.kernels.exchange import gather
-
-        return gather(self._table, places, features, memory)
 
     def _train(self, batch: SparseBatch, order: NDArray[np.int64], epoch: int) -> NDArray[np.float32]:
         from rayfm.kernels.batches import Rows
@@ -605,33 +484,9 @@ class Worker:
         return running
 
 
-class _Server(NamedTuple):
-    """A parameter server as a worker sees it."""
-
-    actor: Any
-    is_near: bool  # whether they can map each other's memory
-
-    def told(self, rank: int, part: RoundResult, memories: Sequence[SharedMemory]) -> Any:
-        """Call it with a result."""
-        from rayfm.training.shared_memory import with_handles
-
-        return self.actor.exchange.remote(rank, with_handles(part, memories) if self.is_near else part)
-
-
 def _rates(rule: Rule) -> list[float]:
     """Return what FTRL's first state depends on, in JSON's types."""
     return [float(value) for value in (*rule.lr, *rule.wd, *rule.l1, rule.beta)]
-
-
-def _part_of(result: RoundResult, first: int, end: int) -> RoundResult:
-    """Return what a result has of the features from `first` to before `end`."""
-
-    def cut(rows: FeatureRows) -> FeatureRows:
-        part = slice(*np.searchsorted(rows.features, (first, end)))
-        return rows._replace(features=rows.features[part], rows=rows.rows[part])
-
-    accumulators = None if result.accumulators is None else cut(result.accumulators)
-    return RoundResult(result.num_rows, cut(result.parameters), accumulators)
 
 
 def _float32_triple(values: Sequence[float]) -> tuple[np.float32, np.float32, np.float32]:

@@ -12,7 +12,6 @@ import pytest
 from rayfm.kernels.exchange import FeatureRows
 from rayfm.training import parameter_server, shared_memory
 from rayfm.training import worker as worker_module
-from rayfm.training.averaging import ranges
 from rayfm.training.messages import RoundResult
 from rayfm.training.shared_memory import Reader, SharedMemory, UnreachableError, with_arrays, with_handles
 from tests.training.test_worker import drawn_rows, new_team, new_worker, same_bits
@@ -119,13 +118,12 @@ def test_exchange__comes_to_the_same_whether_workers_are_reached_or_not(rows, mo
     with ThreadPoolExecutor(8) as pool:
         for index, server in enumerate(servers):
             server.prepare(40, index, count)
-            server.follow(workers[0]._plan)
+            server.follow(workers[0].exchange.plan)
         for worker, are_near in zip(workers, near, strict=True):
-            worker._ranges = ranges(40, count)
-            worker.follow(worker._plan, [Remote(server, pool) for server in servers])
-            assert all(server.is_near for server in worker._servers)
-            worker._servers = [
-                server._replace(is_near=each) for server, each in zip(worker._servers, are_near, strict=True)
+            worker.follow(worker.exchange.plan, [Remote(server, pool) for server in servers])
+            assert all(server.is_near for server in worker.exchange.servers)
+            worker.exchange.servers = [
+                server._replace(is_near=each) for server, each in zip(worker.exchange.servers, are_near, strict=True)
             ]
         for index in range(4):
             for done in [pool.submit(worker.train_round, index // 2, index % 2, 2) for worker in workers]:
@@ -133,7 +131,7 @@ def test_exchange__comes_to_the_same_whether_workers_are_reached_or_not(rows, mo
     for index in range(4):
         for worker in others:
             worker.train_round(index // 2, index % 2, 2)
-        results = [worker.results(index, 2)[0] for worker in others]
+        results = [worker.exchange.results(index, 2)[0] for worker in others]
         published = its_server.average(*results)
         for worker in others:
             worker.adopt(published)
@@ -148,14 +146,14 @@ def test_follow__finds_out_whether_a_server_is_reached(rows, monkeypatch):
         raise UnreachableError
 
     with ThreadPoolExecutor(2) as pool:
-        worker.follow(worker._plan, [Remote(server, pool)])
-        assert [each.is_near for each in worker._servers] == [True]
-        assert shared_memory.has_handles(worker.pending()[1])
+        worker.follow(worker.exchange.plan, [Remote(server, pool)])
+        assert [each.is_near for each in worker.exchange.servers] == [True]
+        assert shared_memory.has_handles(worker.exchange.pending()[0])
         monkeypatch.setattr(shared_memory, "_mapped", fail)
         server._reader = Reader()
-        worker.follow(worker._plan, [Remote(server, pool)])
-        assert [each.is_near for each in worker._servers] == [False]
-        assert not shared_memory.has_handles(worker.pending()[1])
+        worker.follow(worker.exchange.plan, [Remote(server, pool)])
+        assert [each.is_near for each in worker.exchange.servers] == [False]
+        assert not shared_memory.has_handles(worker.exchange.pending()[0])
 
 
 def test_reaches__answers_many_workers_at_once():
@@ -176,7 +174,7 @@ def test_reaches__answers_many_workers_at_once():
 def test_exchange__raises_at_all_who_wait_when_it_fails_and_tells_of_whom_it_has_heard_nothing(rows, monkeypatch):
     [worker, _], server = new_team("adam", [rows, rows], 40)
     worker.train_round(0, 0, 1)
-    [result] = worker.results(0, 1)
+    [result] = worker.exchange.results(0, 1)
     assert server.missing() == []
     raised = []
 

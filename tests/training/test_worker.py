@@ -105,7 +105,7 @@ def new_team(optimizer, shards, feature_dim, rounds=1, **more):
 
 def result_of(worker, epoch, index, rounds):
     worker.train_round(epoch, index, rounds)
-    [result] = worker.results(epoch * rounds + index, rounds)
+    [result] = worker.exchange.results(epoch * rounds + index, rounds)
     return result
 
 
@@ -237,7 +237,7 @@ def test_exchange__loses_nothing_where_a_worker_has_no_rows_in_a_round(rows, opt
                 for share, result in zip((0.4, 0.6), results, strict=True)
             ]
             count = sum(len(move) for move in moves)
-            factor = 2 * (count / workers[0]._plan.holders[feature]) ** averaging.REACH[optimizer] / count
+            factor = 2 * (count / workers[0].exchange.plan.holders[feature]) ** averaging.REACH[optimizer] / count
             expected = before[feature] + factor * np.concatenate(moves).sum(0)
             np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-6)
             seen += turn % 3 == 0 and len(moves[0])
@@ -295,7 +295,7 @@ def test_merged_states__go_on_from_the_merged_model(rows, optimizer, monkeypatch
     for worker, state in zip((*others, third), (*told, told[0]), strict=True):
         worker.resume({**state, "marks": np.empty(0, np.uint16), "epoch_sums": [], "epoch_batches": 0})
         same_bits(worker.parameters(), expected)
-        assert not len(worker.pending()[1].parameters.features)
+        assert not len(worker.exchange.pending()[0].parameters.features)
     rows_of_server = new_server.state()[0]["rows0"].reshape(DIM, -1)
     np.testing.assert_allclose(rows_of_server[:, 0], expected.linear, rtol=1e-5, atol=1e-7)
     again = [{**state, "marks": np.empty(0, np.uint16)} for state in told]
