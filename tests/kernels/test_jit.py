@@ -37,3 +37,44 @@ def test_kernels__compute_the_same_bits_compiled_anew_and_from_the_cache(tmp_pat
     ]
     assert len(said[0].stdout) == 41
     assert said[0].stdout == said[1].stdout
+
+
+MISSES = """
+import rayfm.kernels.training as training
+from rayfm.hyperparameters import Hyperparameters
+from rayfm.training.messages import WorkerSetup
+from rayfm.training.worker import Worker
+
+values = Hyperparameters.of(num_factors=5, predictor_type="regressor", optimizer="adagrad")
+Worker(0, WorkerSetup(values, 0, 1, 10**9), 0.0).warm_up()
+print(sum(training.train_together.stats.cache_misses.values()))
+"""
+
+
+def test_kernels__are_compiled_once_by_processes_that_start_together(tmp_path):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", MISSES]
+    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate()[0] for process in processes]
+    assert sorted(said) == ["0\n", "0\n", "1\n"]
+
+
+LOCKED = """
+import filelock
+import numpy as np
+from rayfm.kernels import jit
+from rayfm.kernels.exchange import count_features
+from rayfm.kernels.jit import read_only
+
+jit.COMPILING_S = 0.1
+counts = np.zeros(3, np.uint32)
+with filelock.FileLock(count_features._cache.lock_path):
+    count_features(read_only(np.array([2, 1, 2], np.uint32)), counts)
+print(counts.tolist(), sum(count_features.stats.cache_misses.values()))
+"""
+
+
+def test_kernels__are_compiled_where_another_process_takes_too_long(tmp_path):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", LOCKED], env=environment, capture_output=True, text=True)
+    assert done.stdout == "[0, 1, 2] 1\n", done.stderr
