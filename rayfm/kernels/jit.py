@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import filelock
 import numba
@@ -46,7 +46,7 @@ class _CompiledOnce(FunctionCache):  # type: ignore[misc]
     Four workers that share two cores start for the first time in 14 s instead of 26 s.
     """
 
-    _lock: filelock.BaseFileLock | None = None
+    _held: filelock.BaseFileLock | None = None
 
     @property
     def lock_path(self) -> str:
@@ -54,30 +54,26 @@ class _CompiledOnce(FunctionCache):  # type: ignore[misc]
         return os.path.join(self.cache_path, f"{self._impl.filename_base}.lock")
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return a compiled function; None where this process is to compile it, for `save_overload`."""
+        """Return a compiled function; None where this process is to compile it, and to `let_go` then."""
         found = super().load_overload(sig, target_context)
-        if found is not None or self._lock is not None:
+        if found is not None:
             return found
         lock = filelock.FileLock(self.lock_path, thread_local=False)
         with suppress(filelock.Timeout, OSError):  # as on a file system that has no locks
-            lock.acquire(COMPILING_S)
-            self._lock = lock
-            found = super().load_overload(sig, target_context)
-        if found is not None:
-            self._let_go()
+            with lock.acquire(COMPILING_S):  # whoever compiles is done
+                pass
+            found = super().load_overload(sig, target_context)  # all who waited, at once
+            if found is None:
+                lock.acquire(COMPILING_S)
+                self._held = lock
+                found = super().load_overload(sig, target_context)
         return found
 
-    def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep a compiled function."""
-        try:
-            super().save_overload(sig, data)
-        finally:
-            self._let_go()
-
-    def _let_go(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+    def let_go(self) -> None:
+        """Let others have what this process has compiled, or try what it could not."""
+        if self._held is not None:
+            self._held.release()
+            self._held = None
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,13 +82,22 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     Signatures are found from the arguments, because arrays out of Ray's object store are read-only and an eager
     signature would refuse them.
     """
+    compiled: Any = numba.njit(nogil=True, fastmath=FAST, error_model="numpy")(function)
     users_folder, numba.config.CACHE_DIR = numba.config.CACHE_DIR, CACHE_FOLDER
     try:
-        compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")(function)
-        compiled._cache = _CompiledOnce(function)  # type: ignore[attr-defined]
+        cache = _CompiledOnce(function)
     finally:
         numba.config.CACHE_DIR = users_folder
-    return compiled
+    compile_or_load = compiled.compile
+
+    def compile_once(signature: Any) -> Any:
+        try:
+            return compile_or_load(signature)
+        finally:
+            cache.let_go()
+
+    compiled._cache, compiled.compile = cache, compile_once
+    return cast("Callable[..., Any]", compiled)
 
 
 def part(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -458,5 +458,5 @@ def train_rows(
 
 
 def _width_and_shared(table: Table, marks: NDArray[np.uint16]) -> tuple[Constant, Constant]:
-    """Return what a kernel is compiled for by the arrays that it gets."""
+    """Return the width of vectors, and whether the worker is not alone, as what kernels are compiled for."""
     return Constant(width_of(table.length)), Constant(int(len(marks) > 0))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rayfm.kernels.exchange import FeatureRows, Memory, count_features, find, gather, scatter, take_due
 from rayfm.kernels.jit import read_only
-from rayfm.kernels.tables import CODES, FTRL, GREW, MOVED, Table, parameter_places, second_state_places
+from rayfm.kernels.tables import CODES, FTRL, GREW, MOVED, Places, Table, parameter_places, second_state_places
 from rayfm.kernels.training import Rule, rescale_ftrl, restart_ftrl
 from rayfm.training.averaging import Plan, ranges, rounds_of_sums
 from rayfm.training.messages import Published, RoundResult, WorkerSetup
@@ -61,7 +61,7 @@ class Exchange:
         self.servers: list[Server] = []
 
     def follow(self, plan: Plan, servers: Sequence[Any]) -> None:
-        """Exchange features as a plan says, with these actors, among which they are divided."""
+        """Exchange features as a plan says, with these actors, among which they are divided; with none, as with one."""
         self.plan, count = plan, max(1, len(servers))
         self._ranges, self._aside = ranges(len(self._marks), count), [Memory() for _ in range(count)]
         answers = ray.get([server.reaches.remote(self._memories[0].probe()) for server in servers])
@@ -70,7 +70,7 @@ class Exchange:
         ]
         np.copyto(self._marks, plan.holders)
 
-    def run(self, turn: int, rounds: int, rule: Rule) -> None:
+    def exchange_round(self, turn: int, rounds: int, rule: Rule) -> None:
         """Exchange what is due after so many rounds, of which an epoch has `rounds`."""
         parts = self.results(turn, rounds)
         calls = [
@@ -121,8 +121,7 @@ class Exchange:
         """Have the parameters that the servers show, for a while."""
         shown = [with_arrays(part, self._reader).parameters for part in merged]
         own = [
-            self._gather(self._places, rows.features, aside)
-            for rows, aside in zip(shown, self._aside, strict=bool(shown))
+            self._gather(self._places, rows.features, aside) for rows, aside in zip(shown, self._aside, strict=False)
         ]
         for rows in shown:
             scatter(self._table, self._places, rows)
@@ -138,7 +137,7 @@ class Exchange:
         features = memory.features(len(self._marks) + 1)
         return features[: take_due(shared, exponents, least, turn, self._marks, flag, features)]
 
-    def _gather(self, places: Any, features: NDArray[np.uint32], memory: Memory) -> FeatureRows:
+    def _gather(self, places: Places, features: NDArray[np.uint32], memory: Memory) -> FeatureRows:
         return gather(self._table, places, features, memory)
 
     def _parts(self, result: RoundResult) -> list[RoundResult]:

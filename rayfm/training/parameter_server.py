@@ -113,7 +113,7 @@ class ParameterServer:
         """Return a probe of this server's memory, if it can map that of a worker."""
         from rayfm.training.shared_memory import reaches
 
-        with self._meeting:  # all workers ask at the same time, and neither memory nor reader is made for that
+        with self._meeting:  # all workers ask at the same time, and the memory is made for one
             return self._memories[0].probe() if reaches(self._reader, probe) else None
 
     def exchange(self, rank: int, result: RoundResult) -> Published | list[Any]:

@@ -236,7 +236,7 @@ class Worker:
             running += running_of_step
         report = RoundReport(self.rank, num_rows, sums, running, time.perf_counter() - began)
         if self._exchange is not None and self._exchange.servers:
-            self._exchange.run(epoch * rounds + round_index, rounds, self._rule)
+            self._exchange.exchange_round(epoch * rounds + round_index, rounds, self._rule)
         return report
 
     def train_arrived(self, slices: list[BlockSlice], *, is_last: bool) -> RoundReport:

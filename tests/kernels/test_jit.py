@@ -78,3 +78,22 @@ def test_kernels__are_compiled_where_another_process_takes_too_long(tmp_path):
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", LOCKED], env=environment, capture_output=True, text=True)
     assert done.stdout == "[0, 1, 2] 1\n", done.stderr
+
+
+FAILING = """
+import filelock
+from numba.core.errors import TypingError
+from rayfm.kernels.exchange import count_features
+
+try:
+    count_features("no array", None)
+except TypingError:
+    with filelock.FileLock(count_features._cache.lock_path, timeout=0):
+        print("free")
+"""
+
+
+def test_kernels__that_cannot_be_compiled_keep_nobody_waiting(tmp_path):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", FAILING], env=environment, capture_output=True, text=True)
+    assert done.stdout == "free\n", done.stderr

@@ -217,10 +217,11 @@ def test_train_rows__tells_at_which_step_the_loss_left_the_finite_numbers():
 
 def ftrl_views(params, roots):
     """A table with `params`, whose second states are `roots`: (table, parameters, first states, second states)."""
+    num_factors = params.factors.shape[1]
     table = filled_table("ftrl", params)
-    own, second = parameters_in(table, K), second_states_in(table, K)
+    own, second = parameters_in(table, num_factors), second_states_in(table, num_factors)
     records, behind = table.heads.reshape(DIM, -1), table.step - 2 * table.length
-    first = Parameters(table.bias[1:2], records[:, 1], records[:, behind : behind + K])
+    first = Parameters(table.bias[1:2], records[:, 1], records[:, behind : behind + num_factors])
     for array in second:
         array[...] = roots
     return table, own, first, second
@@ -232,9 +233,10 @@ def closed_form(the_rule, first, second):
         yield -np.sign(z) * np.maximum(np.abs(z) - l1, 0) / ((the_rule.beta + root) / lr + l2)
 
 
-def test_restart_ftrl__lets_the_closed_form_give_the_parameters_of_these_features():
-    _, params = problem(10, False)
-    the_rule, features = rule("ftrl", False, 4), np.array([0, 3, 8], np.uint32)
+@pytest.mark.parametrize("num_factors", [K, 20])
+def test_restart_ftrl__lets_the_closed_form_give_the_parameters_of_these_features(num_factors):
+    _, params = problem(10, False, num_factors)
+    the_rule, features = rule("ftrl", False, 4, num_factors=num_factors), np.array([0, 3, 8], np.uint32)
     table, _, first, second = ftrl_views(params, 0.5)
     restart_ftrl(the_rule, NO_MARKS, table, features)
     bias, linear, factors = closed_form(the_rule, first, second)
@@ -267,9 +269,10 @@ def test_restart_ftrl__leaves_a_term_without_a_rate_within_its_bounds():
     assert first.linear[2] == np.float32(0.05)
 
 
-def test_rescale_ftrl__keeps_what_was_learned_under_other_rates_and_leaves_the_rest():
-    _, params = problem(11, False)
-    before, features = rule("ftrl", False, 4), np.array([1, 2], np.uint32)
+@pytest.mark.parametrize("num_factors", [K, 20])
+def test_rescale_ftrl__keeps_what_was_learned_under_other_rates_and_leaves_the_rest(num_factors):
+    _, params = problem(11, False, num_factors)
+    before, features = rule("ftrl", False, 4, num_factors=num_factors), np.array([1, 2], np.uint32)
     after = before._replace(lr=tuple(2 * lr for lr in before.lr))
     table, _, first, second = ftrl_views(params, 0.5)
     restart_ftrl(before, NO_MARKS, table, features)
