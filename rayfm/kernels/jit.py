@@ -20,6 +20,9 @@ FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
+COMPILING_S = 120.0
+"""How long a process waits for another to compile the same kernel, before it does so itself."""
+
 
 def _cache_folder() -> str:
     """Return a folder of compiled kernels that belongs to exactly these sources.
@@ -34,10 +37,6 @@ def _cache_folder() -> str:
 
 
 CACHE_FOLDER = _cache_folder()
-
-
-COMPILING_S = 120.0
-"""How long a process waits for another to compile the same kernel, before it does so itself."""
 
 
 class _CompiledOnce(FunctionCache):  # type: ignore[misc]
