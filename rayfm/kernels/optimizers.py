@@ -25,7 +25,7 @@ from __future__ import annotations
 import numpy as np
 
 from rayfm.kernels.jit import part
-from rayfm.kernels.vectors import clipped, near_square_root, shrunk, square_root, where_zero, with_sign_of
+from rayfm.kernels.vectors import clipped, near_square_root, shrunk, square_root, where_zero
 
 BETA1 = np.float32(0.9)
 BETA2 = np.float32(0.999)
@@ -81,4 +81,5 @@ def ftrl_linear_term(p, z, root, lr, l2, l1, beta):  # type: ignore[no-untyped-d
     nearest = clipped(z, l1)
     if lr == 0:
         return nearest
-    return where_zero(p, nearest, -p * ((root + beta) * (np.float32(1.0) / lr) + l2) - with_sign_of(l1, p))
+    rate = np.float32(1.0) / lr
+    return where_zero(p, nearest, -shrunk(p * ((root + beta) * rate + l2), -l1))  # undoes what `ftrl` does

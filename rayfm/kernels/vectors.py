@@ -360,19 +360,6 @@ def shrunk(typingctx, x, threshold):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def with_sign_of(typingctx, size, x):  # type: ignore[no-untyped-def]
-    """Return `size`, a number >= 0, with the sign of a float32 or of each of a Row."""
-    if not (isinstance(x, Row) or x == types.float32):
-        return None
-
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        kind = args[1].type
-        return _call(builder, f"llvm.copysign.{_suffix(args[1])}", kind, _like(builder, args[0], args[1]), args[1])
-
-    return x(types.float32, x), codegen
-
-
-@intrinsic
 def where_zero(typingctx, x, chosen, other):  # type: ignore[no-untyped-def]
     """Return `chosen` where `x` is 0, else `other`, of three float32 or of each of three Rows."""
     if not (isinstance(x, Row) or x == types.float32):
