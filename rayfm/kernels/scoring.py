@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayfm.batch import SparseBatch
-from rayfm.kernels.jit import is_finite, kernel, part, read_only
+from rayfm.kernels.jit import exact_part, is_finite, kernel, part, read_only
 from rayfm.kernels.tables import Table, padded, width_of
 from rayfm.kernels.vectors import (
     Constant,
     full,
+    fused,
     item,
     load,
     load_first,
@@ -31,8 +32,16 @@ from rayfm.kernels.vectors import (
 
 
 @part
-def raw_score(width, start, stop, ahead, keys, values, w0, linear, linear_step, rows, step, k, sums, at):  # type: ignore[no-untyped-def]
-    """Score the row whose entries are ``start:stop``.
+def pass_by(state, counts, entry, key, x):  # type: ignore[no-untyped-def]
+    """Do nothing with an entry."""
+    return counts
+
+
+@exact_part
+def raw_score(  # type: ignore[no-untyped-def]
+    width, start, stop, ahead, keys, values, w0, linear, linear_step, rows, step, k, sums, at, visit, state, counts
+):
+    """Score the row whose entries are ``start:stop``; every kernel that has this gives the same bits.
 
     Parameters
     ----------
@@ -46,26 +55,36 @@ def raw_score(width, start, stop, ahead, keys, values, w0, linear, linear_step, 
         Flat; V of feature j is ``rows[j * step : j * step + k]``.
     sums, at
         From ``sums[at]`` on, it receives Σ_i V_if x_i, and zeros up to a multiple of the width.
+    visit, state
+        ``visit(state, counts, entry, key, x)`` returns new counts. What it does with an entry costs little here, where
+        the processor waits for memory.
+
+    Returns
+    -------
+    score, counts
+        The counts after the last entry.
     """
     whole = k - k % value_of(width)
     distance = min(ahead, len(keys) - (stop - start)) - start
     linear_sum = np.float32(0.0)
     sum_, squares = full(np.float32(0.0), width), full(np.float32(0.0), width)
     for entry in range(start, stop):
-        j, x = np.int64(item(keys, entry)), item(values, entry)
+        key, x = item(keys, entry), item(values, entry)
+        j = np.int64(key)
         coming = np.int64(item(keys, entry + distance))
         prefetch(linear, coming * linear_step)
         if linear_step == 1:  # else the factors begin where w is
             prefetch(rows, coming * step)
         for offset in range(0, k, 16):  # they end in another cache line than they begin in
             prefetch(rows, coming * step + min(offset + 15, k - 1))
-        linear_sum += item(linear, j * linear_step) * x
+        linear_sum = fused(item(linear, j * linear_step), x, linear_sum)
         if whole:
             vx = load(rows, j * step, width) * x
         else:
             vx = load_first(rows, j * step, k, width) * x
         sum_ += vx
-        squares += vx * vx
+        squares = fused(vx, vx, squares)
+        counts = visit(state, counts, entry, key, x)
     store(sums, at, sum_)
     pairs, own = total(sum_ * sum_), total(squares)
     for offset in range(value_of(width), k, value_of(width)):
@@ -77,13 +96,13 @@ def raw_score(width, start, stop, ahead, keys, values, w0, linear, linear_step, 
             else:
                 vx = load_first(rows, place, k - offset, width) * x
             sum_ += vx
-            squares += vx * vx
+            squares = fused(vx, vx, squares)
         store(sums, at + offset, sum_)
         pairs += total(sum_ * sum_)
         own += total(squares)
     if not is_finite(own):
-        return np.float32(np.nan)  # not the infinity that `FAST` may make of a difference of two
-    return w0 + linear_sum + np.float32(0.5) * (pairs - own)
+        return np.float32(np.nan), counts  # not the infinity of a difference of two
+    return w0 + linear_sum + np.float32(0.5) * (pairs - own), counts
 
 
 @kernel
@@ -92,7 +111,9 @@ def raw_scores(width, indptr, keys, values, w0, linear, linear_step, rows, step,
     sums = np.empty(k + value_of(width), np.float32)
     for row in range(len(indptr) - 1):
         start, stop = item(indptr, row), item(indptr, row + 1)
-        score = raw_score(width, start, stop, stop, keys, values, w0, linear, linear_step, rows, step, k, sums, 0)
+        score, _ = raw_score(
+            width, start, stop, stop, keys, values, w0, linear, linear_step, rows, step, k, sums, 0, pass_by, 0, 0
+        )
         put(out, row, score)
 
 

@@ -90,7 +90,8 @@ def width_of(length: int) -> int:
 
 def new_table(code: int, feature_dim: int, num_factors: int) -> Table:
     """Allocate a table of zeros for an optimizer."""
-    records = _aligned(feature_dim * _step(code, num_factors))
+    size = feature_dim * _step(code, num_factors)
+    records = aligned_zeros(1, size).reshape(-1)[:size]
     return table_of(np.zeros(_HEAD, np.float32), records, code, num_factors)
 
 
@@ -159,8 +160,13 @@ def _views(table: Table, places: Places) -> Parameters:
     return Parameters(table.bias[single : single + 1], records[:, single], records[:, vector : vector + width])
 
 
-def _aligned(size: int) -> Float32:
-    """Return zeros that begin with a cache line."""
-    array = np.zeros(size + _CACHE_LINE // 4, np.float32)
+def aligned_zeros(rows: int, columns: int) -> Float32:
+    """Return zeros, at least so many columns of them, of which each row takes whole cache lines.
+
+    A vector of 16 lies in one line then, and threads that write to rows of their own do not wait for each other.
+    """
+    floats = _CACHE_LINE // 4
+    step = -(-columns // floats) * floats
+    array = np.zeros(rows * step + floats, np.float32)
     start = -array.ctypes.data % _CACHE_LINE // 4
-    return array[start : start + size]
+    return array[start : start + rows * step].reshape(rows, step)

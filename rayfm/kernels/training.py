@@ -4,8 +4,8 @@ Gradients of the raw score (Rendle 2010, eq. 4), with e = ∂loss/∂raw = score
 
     ∂/∂w0 = e      ∂/∂w_i = e x_i      ∂/∂V_if = e (x_i Σ_j V_jf x_j − V_if x_i²)
 
-Parameters stand still within a mini-batch. Its rows are scored first, and leave e and Σ_j V_jf x_j; then its entries
-are sorted by feature (batches.py), and each distinct feature is updated once, from sums over its entries in registers.
+Parameters stand still within a mini-batch. Its rows are scored first, and leave e and Σ_j V_jf x_j; their entries are
+brought together by feature (batches.py), and each distinct feature is updated once, from sums over its entries.
 
 Threads work in one of two ways:
 
@@ -23,13 +23,23 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rayfm.kernels.batches import Rows, Scratch, enter_noted, score_rows, slot_place, sort_entries
-from rayfm.kernels.jit import is_finite, kernel, part, read_only
+from rayfm.kernels.batches import (
+    FIRST_SLOTS,
+    Rows,
+    Scratch,
+    score_rows,
+    slot_place,
+    sort_rest,
+    sum_noted,
+    sum_sorted,
+    take_summed,
+)
+from rayfm.kernels.jit import exact_part, is_finite, kernel, part, read_only
 from rayfm.kernels.optimizers import BETA1, BETA2, adagrad, adam, decayed, ftrl, ftrl_linear_term
-from rayfm.kernels.scoring import raw_score
+from rayfm.kernels.scoring import pass_by, raw_score
 from rayfm.kernels.tables import ADAGRAD, ADAM, FTRL, HOLDERS, ROWWISE, ROWWISE_ADAGRAD, UPDATED, Table, width_of
 from rayfm.kernels.threads import add_and_fetch, fetch, meet
-from rayfm.kernels.vectors import Constant, full, item, load, prefetch, put, store, total, value_of
+from rayfm.kernels.vectors import Constant, constant, full, item, load, prefetch, put, store, total, value_of
 
 Float32 = NDArray[np.float32]
 
@@ -93,11 +103,11 @@ def update_factors(width, code, table, j, pairs, gradient, square, records, lr, 
 
     Σ e x Σ V x is `pairs`, and for factors behind those of the first Row in `gradient`, at their place.
     """
-    rows, length = table.factors, table.length
+    rows, length, step = table.factors, value_of(table.length), value_of(table.step)
     clip, eps, scale = rule.clip, rule.eps, rule.rescale_grad
     seconds = full(np.float32(0.0), width)
     for offset in range(0, length, value_of(width)):
-        at = j * table.step + offset
+        at = j * step + offset
         p = load(rows, at, width)
         if offset:
             pairs = load(gradient, offset, width)
@@ -125,18 +135,18 @@ def update_factors(width, code, table, j, pairs, gradient, square, records, lr, 
         store(rows, at, p)
     if value_of(code) != ROWWISE_ADAGRAD:
         return seconds
-    own = j * table.step + ROWWISE
+    own = j * step + ROWWISE
     second = item(table.heads, own) + total(seconds) / np.float32(rule.num_factors)
     put(table.heads, own, second)
     rate = lr / (np.sqrt(second) + eps)
     for offset in range(0, length, value_of(width)):
-        at = j * table.step + offset
+        at = j * step + offset
         store(rows, at, load(rows, at, width) - load(gradient, offset, width) * rate)
     return full(second, width)
 
 
 @part
-def update(width, code, shared, rule, lr, touched, table, scratch, thread, group):  # type: ignore[no-untyped-def]
+def update(width, code, shared, apart, rule, lr, touched, table, scratch, thread, group):  # type: ignore[no-untyped-def]
     """Apply the gradients of a mini-batch to the features of a thread, whose entries are sorted.
 
     Parameters
@@ -152,12 +162,10 @@ def update(width, code, shared, rule, lr, touched, table, scratch, thread, group
     """
     moves_linear = value_of(code) != FTRL or lr[1] > 0  # ftrl divides by rates
     moves_factors = value_of(code) != FTRL or lr[2] > 0
-    length, step = table.length, table.step
-    errors, sums, gradient = scratch.errors[group], scratch.sums[group], scratch.gradient[thread]
-    features, ends = scratch.features[thread], scratch.ends[thread]
-    sorted_rows, sorted_values = scratch.sorted_rows[thread], scratch.sorted_values[thread]
-    slots = scratch.slots[group]
-    slot_step, slot_at = slot_place(slots, table)
+    length, step = value_of(table.length), value_of(table.step)
+    gradient, features, ends = scratch.gradient[thread], scratch.features[thread], scratch.ends[thread]
+    slots = scratch.slots[thread]
+    slot_step, slot_at = slot_place(apart, step)
     squares, seconds = np.float32(0.0), full(np.float32(0.0), width)
     begin = np.int64(0)
     for slot in range(touched):
@@ -166,25 +174,14 @@ def update(width, code, shared, rule, lr, touched, table, scratch, thread, group
             prefetch(table.heads, coming * step + offset)
         if value_of(shared):
             prefetch(scratch.marks, coming)
-        j, end = np.int64(item(features, slot)), np.int64(item(ends, slot))
+        j = np.int64(item(features, slot))
         put(slots, j * slot_step + slot_at, 0)
-        g, square = np.float32(0.0), np.float32(0.0)
-        pairs = full(np.float32(0.0), width)
-        for entry in range(begin, end):
-            number, x = np.int64(item(sorted_rows, 2 * entry)), item(sorted_values, 2 * entry + 1)
-            ex = item(errors, number) * x
-            g += ex
-            square += ex * x
-            pairs += load(sums, number * length, width) * ex
-        for offset in range(value_of(width), length, value_of(width)):
-            more = full(np.float32(0.0), width)
-            for entry in range(begin, end):
-                number = np.int64(item(sorted_rows, 2 * entry))
-                ex = item(errors, number) * item(sorted_values, 2 * entry + 1)
-                more += load(sums, number * length + offset, width) * ex
-            store(gradient, offset, more)
-        records = np.float32(end - begin)
-        begin = end
+        if slot < FIRST_SLOTS:
+            g, square, records, pairs = take_summed(width, scratch, thread, slot, length)
+        else:
+            end = np.int64(item(ends, slot - FIRST_SLOTS))
+            g, square, records, pairs = sum_sorted(width, scratch, thread, group, begin, end, length)
+            begin = end
         share = share_of(shared, scratch.marks, rule.shares, j)
         if moves_linear:
             g *= rule.rescale_grad
@@ -219,29 +216,52 @@ def update_bias(code, rule, lr, errors, records, table):  # type: ignore[no-unty
     return update_single(code, table.bias, 0, g, np.float32(records), lr, rule.wd[0], rule.l1[0], rule)
 
 
+@exact_part
+def sum_of(errors, count):  # type: ignore[no-untyped-def]
+    """Return the sum of a mini-batch's errors; not finite when the model has diverged."""
+    total_error = np.float64(0.0)
+    for number in range(count):
+        total_error += item(errors, number)
+    return total_error
+
+
 @kernel
-def train_together(width, code, shared, rows, order, rule, steps, table, scratch, thread, threads, raw):  # type: ignore[no-untyped-def]
+def train_together(width, code, shared, alone, rows, order, rule, steps, table, scratch, thread, threads, raw):  # type: ignore[no-untyped-def]
     """Do one thread's part of `train_rows` with threads that work together."""
     size = rule.mini_batch_size
     totals = scratch.totals
     for begin in range(0, len(order), size):
         end = min(begin + size, len(order))
         first, last = begin + (end - begin) * thread // threads, begin + (end - begin) * (thread + 1) // threads
-        _, entries, touched = score_rows(
-            width, rows, order, begin, first, last, rule, table, scratch, thread, 0, threads, raw
+        touched, entries = score_rows(
+            width,
+            alone,
+            not value_of(alone),
+            rows,
+            order,
+            begin,
+            first,
+            last,
+            rule,
+            table,
+            scratch,
+            thread,
+            0,
+            threads,
+            raw,
         )
         meet(scratch.counters, _MET, threads)
-        errors = np.float64(0.0)
-        for number in range(end - begin):
-            errors += scratch.errors[0, number]
+        errors = sum_of(scratch.errors[0], end - begin)
         if not is_finite(errors):
             return -1 - steps
         steps += 1
         lr = rates(code, rule, steps)
-        if threads > 1:
-            entries, touched = enter_noted(table, scratch, thread, threads)
-        sort_entries(rows, order, begin, end, entries, touched, scratch, thread, threads)
-        squares = np.float64(update(width, code, shared, rule, lr, touched, table, scratch, thread, 0))
+        if not value_of(alone):
+            touched, entries = sum_noted(width, table, scratch, thread, threads)
+        sort_rest(entries, touched, table, scratch, thread)
+        squares = np.float64(
+            update(width, code, shared, not value_of(alone), rule, lr, touched, table, scratch, thread, 0)
+        )
         if thread == 0:
             squares += update_bias(code, rule, lr[0], errors, end - begin, table)
         totals[thread, 0] = squares
@@ -265,14 +285,15 @@ def train_racing(width, code, shared, rows, order, rule, steps, table, scratch, 
             return steps + batches
         begin = (batch - 1) * size
         end = min(begin + size, len(order))
-        errors, entries, touched = score_rows(
-            width, rows, order, begin, begin, end, rule, table, scratch, thread, thread, 1, raw
+        touched, entries = score_rows(
+            width, constant(1), True, rows, order, begin, begin, end, rule, table, scratch, thread, thread, 1, raw
         )
+        errors = sum_of(scratch.errors[thread], end - begin)
         squares = np.float64(0.0)
         if is_finite(errors):
             lr = rates(code, rule, steps + batch)
-            sort_entries(rows, order, begin, end, entries, touched, scratch, thread, 1)
-            squares += update(width, code, shared, rule, lr, touched, table, scratch, thread, thread)
+            sort_rest(entries, touched, table, scratch, thread)
+            squares += update(width, code, shared, True, rule, lr, touched, table, scratch, thread, thread)
             squares += update_bias(code, rule, lr[0], errors, end - begin, table)
         if not is_finite(errors + squares):
             add_and_fetch(scratch.counters, _BROKEN, 1)
@@ -285,7 +306,7 @@ def train_row_by_row(width, code, shared, rows, order, rule, steps, table, scrat
 
     Several threads race.
     """
-    keys, values, length, step = rows.keys, rows.values, table.length, table.step
+    keys, values, length, step = rows.keys, rows.values, value_of(table.length), value_of(table.step)
     sums, gradient = scratch.sums[thread], scratch.gradient[thread]
     one, last_position = np.float32(1.0), len(order) - 1
     moves_linear = value_of(code) != FTRL or rule.lr[1] > 0
@@ -298,9 +319,9 @@ def train_row_by_row(width, code, shared, rows, order, rule, steps, table, scrat
         for entry in range(item(rows.indptr, after), item(rows.indptr, after + 1), 16):
             prefetch(keys, entry)
             prefetch(values, entry)
-        score = raw_score(
+        score, _ = raw_score(
             width, start, stop, ahead, keys, values, table.bias[0], table.heads, step, table.factors, step, length,
-            sums, 0,
+            sums, 0, pass_by, 0, 0,
         )  # fmt: skip
         put(raw, position, score)
         if rule.classifier:
@@ -339,7 +360,8 @@ def train_row_by_row(width, code, shared, rows, order, rule, steps, table, scrat
 @kernel
 def restart_features(width, shared, rule, marks, table, features):  # type: ignore[no-untyped-def]
     """Do the work of `restart_ftrl`."""
-    heads, factors, step, length, shares = table.heads, table.factors, table.step, table.length, rule.shares
+    heads, factors, shares = table.heads, table.factors, rule.shares
+    length, step = value_of(table.length), value_of(table.step)
     last = len(features) - 1
     restart_bias(rule, table)
     for number in range(last + 1):
@@ -354,7 +376,8 @@ def restart_features(width, shared, rule, marks, table, features):  # type: igno
 @kernel
 def restart_learned(width, shared, rule, marks, table):  # type: ignore[no-untyped-def]
     """Do the work of `rescale_ftrl`."""
-    heads, factors, step, length, shares = table.heads, table.factors, table.step, table.length, rule.shares
+    heads, factors, shares = table.heads, table.factors, rule.shares
+    length, step = value_of(table.length), value_of(table.step)
     restart_bias(rule, table)
     for j in range(len(heads) // step):
         learned = item(heads, j * step + 1) != 0
@@ -391,12 +414,14 @@ def restart_ftrl(rule: Rule, marks: NDArray[np.uint16], table: Table, features: 
     They start at 0, as in McMahan's algorithm 1: what was drawn counts in the first update only. They are set anew
     when the parameters come from others.
     """
-    restart_features(*_width_and_shared(table, marks), rule, marks, table, read_only(features))
+    width, shared, table = _compiled_for(table, marks)
+    restart_features(width, shared, rule, marks, table, read_only(features))
 
 
 def rescale_ftrl(rule: Rule, marks: NDArray[np.uint16], table: Table) -> None:
     """Do the same for whatever has been learned, when the rates have changed."""
-    restart_learned(*_width_and_shared(table, marks), rule, marks, table)
+    width, shared, table = _compiled_for(table, marks)
+    restart_learned(width, shared, rule, marks, table)
 
 
 def train_rows(
@@ -434,8 +459,8 @@ def train_rows(
     """
     threads = len(scratch.noted)
     ends = [steps] * threads
-    width, shared = _width_and_shared(table, scratch.marks)
-    constants = width, Constant(code), shared
+    width, shared, table = _compiled_for(table, scratch.marks)
+    constants, alone = (width, Constant(code), shared), Constant(int(threads == 1))
     data = Rows(*(read_only(array) for array in rows)), read_only(order), rule, steps, table, scratch
     scratch.counters[:] = 0
 
@@ -445,7 +470,7 @@ def train_rows(
         elif racing:
             ends[thread] = train_racing(*constants, *data, thread, raw)
         else:
-            ends[thread] = train_together(*constants, *data, thread, threads, raw)
+            ends[thread] = train_together(*constants, alone, *data, thread, threads, raw)
 
     helpers = [threading.Thread(target=work, args=(thread,), daemon=True) for thread in range(1, threads)]
     for helper in helpers:
@@ -457,6 +482,12 @@ def train_rows(
     return max(broken) if broken else ends[0]
 
 
-def _width_and_shared(table: Table, marks: NDArray[np.uint16]) -> tuple[Constant, Constant]:
-    """Return the width of vectors, and whether the worker is not alone, as what kernels are compiled for."""
-    return Constant(width_of(table.length)), Constant(int(len(marks) > 0))
+def _compiled_for(table: Table, marks: NDArray[np.uint16]) -> tuple[Constant, Constant, Table]:
+    """Return what kernels are compiled for: the width of vectors, whether the worker is not alone, and the table.
+
+    Where the factors are one vector, the size of a record is part of its type too, which takes 0.85 times as long.
+    """
+    width = width_of(table.length)
+    if table.length == width:
+        table = Table._make([*table[:3], Constant(table.length), Constant(table.step)])
+    return Constant(width), Constant(int(len(marks) > 0)), table

@@ -80,15 +80,16 @@ def constant(typingctx, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def value_of(typingctx, constant):  # type: ignore[no-untyped-def]
-    """Return the value of a Constant."""
-    if not isinstance(constant, ConstantType):
+def value_of(typingctx, number):  # type: ignore[no-untyped-def]
+    """Return the value of a Constant, or an int64 as it is."""
+    if not isinstance(number, ConstantType) and number != types.int64:
         return None
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        return _INT64(sig.args[0].value)
+        kind = sig.args[0]
+        return _INT64(kind.value) if isinstance(kind, ConstantType) else args[0]
 
-    return types.int64(constant), codegen
+    return types.int64(number), codegen
 
 
 class Row(types.Type):
@@ -277,6 +278,52 @@ def full(typingctx, value, width):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def four(typingctx, first, second, third, fourth):  # type: ignore[no-untyped-def]
+    """Return a Row of four float32 values."""
+    if any(kind != types.float32 for kind in (first, second, third, fourth)):
+        return None
+    row = Row(4)
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        vector = ir.Constant(context.get_value_type(row), ir.Undefined)
+        for place, value in enumerate(args):
+            vector = builder.insert_element(vector, value, _INT32(place))
+        return vector
+
+    return row(first, second, third, fourth), codegen
+
+
+@intrinsic
+def as_float(typingctx, number):  # type: ignore[no-untyped-def]
+    """Return the float32 of the same bits as the lower half of an int64."""
+    if number != types.int64:
+        return None
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(builder.trunc(args[0], _INT32), _FLOAT)
+
+    return types.float32(number), codegen
+
+
+@intrinsic
+def fused(typingctx, a, b, c):  # type: ignore[no-untyped-def]
+    """Return ``a * b + c`` of numbers or Rows, `b` also a number beside Rows: the same bits in whatever kernel it is.
+
+    It is rounded once where the processor can.
+    """
+    if not isinstance(a, Row) and a != types.float32:
+        return None
+    if a != c or b not in (a, types.float32):
+        return None
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        factor = args[1] if sig.args[1] == a else _like(builder, args[1], args[0])
+        return _call(builder, f"llvm.fmuladd.{_suffix(args[0])}", args[0].type, args[0], factor, args[2])
+
+    return a(a, b, c), codegen
+
+
+@intrinsic
 def total(typingctx, row):  # type: ignore[no-untyped-def]
     """Return the sum of a Row."""
     if not isinstance(row, Row):
@@ -405,7 +452,7 @@ def _arithmetic(operation: Callable[[Any, Any], Any], instruction: str) -> None:
             value if isinstance(kind, Row) else _splat(builder, value, sig.return_type.width)
             for kind, value in zip(sig.args, args, strict=True)
         ]
-        return getattr(builder, instruction)(*rows, flags=_FLAGS)
+        return getattr(builder, instruction)(*rows)  # with the freedoms of the function that it is in
 
     for kinds in ((Row, Row), (Row, types.Float), (types.Float, Row)):
         lower_builtin(operation, *kinds)(lower)

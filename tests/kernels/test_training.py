@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rayfm.batch import SparseBatch
-from rayfm.kernels.batches import Rows, scratch_for
+from rayfm.kernels.batches import FIRST_SLOTS, Rows, scratch_for
 from rayfm.kernels.tables import (
     CODES,
     MOVED,
@@ -65,7 +65,7 @@ def run_kernel(batch, params, optimizer, the_rule, order=None, weights=True, thr
     scratch = scratch_for(table, threads, the_rule.mini_batch_size, capacity, racing=racing, is_shared=True)
     steps = train_rows(CODES[optimizer], rows, order, the_rule, 0, table, scratch, raw, racing=racing)
     if steps >= 0:
-        slots = scratch.slots if racing else scratch.slots.reshape(-1, table.step)[:, SLOT]
+        slots = scratch.slots if racing or threads > 1 else scratch.slots.reshape(-1, table.step)[:, SLOT]
         assert not slots.any()
         np.testing.assert_array_equal(np.flatnonzero(scratch.marks), np.unique(batch.take(order).keys))
         assert set(scratch.marks) <= {0, UPDATED}
@@ -107,6 +107,27 @@ def test_train_rows__equals_naive_loop_with_any_number_of_factors(optimizer, num
     batch, params = problem(12, False, num_factors)
     _, trained, raw = run_kernel(batch, params, optimizer, rule(optimizer, False, 4, num_factors=num_factors))
     assert_equal_naive(batch, trained, raw, run_naive(batch, params, optimizer, False, 4))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("optimizer", "num_factors"), [*((name, 5) for name in CODES), ("adam", 40)])
+def test_train_rows__equals_naive_loop_with_more_features_than_first_slots(optimizer, num_factors, threads):
+    rng = np.random.default_rng(16)
+    often, rarely = rng.integers(0, 9, (160, 4)), rng.integers(9, 6000, (160, 16))
+    keys = np.sort(np.hstack([often, rarely]), axis=1)
+    dense = np.zeros((160, 6000), np.float32)
+    np.put_along_axis(dense, keys, rng.normal(size=keys.shape), axis=1)
+    batch = SparseBatch.from_dense(dense, rng.normal(3, 1, 160), rng.uniform(0.5, 2, 160))
+    params = Parameters(
+        *(rng.normal(0, 0.1, shape).astype(np.float32) for shape in ((1,), (6000,), (6000, num_factors)))
+    )
+    half = batch.take(np.arange(80))
+    counts = np.unique(half.keys, return_counts=True)[1]
+    assert len(counts) / threads > 1.05 * FIRST_SLOTS and (counts == 1).any() and (counts > 20).any()
+    _, trained, raw = run_kernel(
+        batch, params, optimizer, rule(optimizer, False, 80, 0.0, num_factors), threads=threads
+    )
+    assert_equal_naive(batch, trained, raw, run_naive(batch, params, optimizer, False, 80))
 
 
 @pytest.mark.parametrize("optimizer", CODES)
