@@ -19,8 +19,22 @@ from numpy.typing import NDArray
 
 from rayfm.kernels.jit import exact_part, part
 from rayfm.kernels.scoring import raw_score
-from rayfm.kernels.tables import SLOT, Table, aligned_zeros
-from rayfm.kernels.vectors import as_float, constant, four, full, fused, item, load, prefetch, put, store, value_of
+from rayfm.kernels.tables import HEAD, SLOT, Table, aligned_zeros
+from rayfm.kernels.vectors import (
+    as_float,
+    constant,
+    four,
+    full,
+    fused,
+    integer,
+    item,
+    load,
+    prefetch,
+    put,
+    put_integer,
+    store,
+    value_of,
+)
 
 Float32 = NDArray[np.float32]
 
@@ -56,22 +70,16 @@ class Scratch(NamedTuple):
 
     errors: Float32  # (groups, m)    e of each row
     sums: Float32  # (groups, m * length)    Σ V x of each row
-    slots: NDArray[
-        np.int32
-    ]  # (groups, feature_dim) when threads race, else (1, ...) that of the table    1 + slot of a feature, or 0
+    slots: Float32  # (threads, feature_dim), or (1, 0) for those in the table    bits of 1 + slot of a feature, or 0
     noted: NDArray[np.int64]  # (threads, threads * 8)    number of entries that a thread has for an owner
-    noted_keys: NDArray[np.uint32]  # (threads, threads * noted_capacity)    those entries
-    noted_rows: NDArray[np.int32]  # (threads, threads * noted_capacity * 2)    at even places, their rows
-    noted_values: Float32  # the same memory, at odd places
+    noted_entries: Float32  # (threads, threads * noted_capacity * 4)    those: bits of key and row, value, …
     features: NDArray[np.uint32]  # (threads, capacity)    of an owner's slots
     row_slots: NDArray[np.int32]  # (threads, capacity)    of the entries of a row, or FIRST_SLOTS if that is less
     summed: Float32  # (threads, (FIRST_SLOTS + 1) * length)    Σ e x Σ V x of each; the last is for all other slots
     summed_heads: Float32  # (threads, (FIRST_SLOTS + 1) * 4)    Σ e x, Σ e x² and the number of entries
-    rest: NDArray[np.int32]  # (threads, capacity * 4)    of each entry of other slots: slot - FIRST_SLOTS, row, …
-    rest_values: Float32  # the same memory    its value
+    rest: Float32  # (threads, capacity * 4)    entries of other slots: bits of slot - FIRST_SLOTS and row, value, …
     ends: NDArray[np.int32]  # (threads, capacity)    of the other slots, in the sorted entries
-    sorted_rows: NDArray[np.int32]  # (threads, capacity * 2)    like noted_rows
-    sorted_values: Float32  # the same memory
+    sorted_rest: Float32  # (threads, capacity * 2)    bits of the row, value
     gradient: Float32  # (threads, length)    of one feature
     totals: NDArray[np.float64]  # (threads, 8)    sum of second states
     counters: NDArray[np.int64]  # (24,)
@@ -103,27 +111,20 @@ def scratch_for(
     feature_dim = len(table.heads) // table.step
     groups = threads if racing else 1
     noted_capacity = 0 if groups == threads else capacity if noted_capacity is None else noted_capacity
-    notes = np.zeros((threads, threads * noted_capacity * 2), np.float32)
-    rest, sorted_ = aligned_zeros(threads, capacity * 4), aligned_zeros(threads, capacity * 2)
+    apart = threads if racing or threads > 1 else 0
     return Scratch(
         np.zeros((groups, mini_batch_size), np.float32),
         aligned_zeros(groups, mini_batch_size * table.length),
-        np.zeros((threads, feature_dim), np.int32)
-        if racing or threads > 1
-        else table.heads.view(np.int32).reshape(1, -1),
+        aligned_zeros(max(apart, 1), feature_dim if apart else 0),
         np.zeros((threads, threads * 8), np.int64),
-        np.zeros((threads, notes.shape[1] // 2), np.uint32),
-        notes.view(np.int32),
-        notes,
+        aligned_zeros(threads, threads * noted_capacity * 4),
         np.zeros((threads, capacity), np.uint32),
         np.zeros((threads, capacity), np.int32),
         aligned_zeros(threads, (FIRST_SLOTS + 1) * table.length),
         aligned_zeros(threads, (FIRST_SLOTS + 1) * 4),
-        rest.view(np.int32),
-        rest,
+        aligned_zeros(threads, capacity * 4),
         np.zeros((threads, capacity), np.int32),
-        sorted_.view(np.int32),
-        sorted_,
+        aligned_zeros(threads, capacity * 2),
         aligned_zeros(threads, table.length),
         np.zeros((threads, 8), np.float64),
         np.zeros(24, np.int64),
@@ -133,22 +134,24 @@ def scratch_for(
 
 
 @part
-def slot_place(apart, step):  # type: ignore[no-untyped-def]
-    """Return (step, at): the slot of feature j is ``slots[j * step + at]``, in an array apart or in the table.
+def slots_of(apart, table, scratch, thread):  # type: ignore[no-untyped-def]
+    """Return (slots, step, at): the slot of feature j is ``slots[j * step + at]``, in an array apart or in the table.
 
     In the table it comes with the parameters, which takes 0.86 times as long as an array; but what one thread writes
     there, the others would have to fetch again.
     """
-    return (1, 0) if apart else (step, SLOT)
+    if apart:
+        return scratch.slots[thread], 1, 0
+    return table.heads, value_of(table.step), SLOT
 
 
 @part
 def enter(slots, place, key, touched, features):  # type: ignore[no-untyped-def]
     """Look up the slot of a feature, which gets one if it has none; return (slot, touched)."""
-    slot = np.int64(item(slots, place)) - 1
+    slot = integer(slots, place) - 1
     is_new = slot < 0
     slot = touched if is_new else slot  # without a branch, which nothing could predict
-    put(slots, place, slot + 1)
+    put_integer(slots, place, slot + 1)
     put(features, touched, key)
     return slot, touched + is_new
 
@@ -183,13 +186,10 @@ def enter_entry(state, counts, entry, key, x):  # type: ignore[no-untyped-def]
 @part
 def note_entry(state, counts, entry, key, x):  # type: ignore[no-untyped-def]
     """Note an entry of row `number` for the owner of its feature."""
-    noted, noted_keys, noted_rows, noted_values, capacity, threads = state
+    noted, entries, capacity, threads = state
     owner = (np.int64(key) * _GOLDEN & 0xFFFFFFFF) * threads >> 32
     count = item(noted, owner * 8)
-    place = owner * capacity + count
-    put(noted_keys, place, key)
-    put(noted_rows, 2 * place, np.int32(counts[3]))
-    put(noted_values, 2 * place + 1, x)
+    store(entries, 4 * (owner * capacity + count), four(as_float(np.int64(key)), as_float(counts[3]), x, x))
     put(noted, owner * 8, count + 1)
     return counts
 
@@ -231,16 +231,13 @@ def score_rows(width, alone, apart, rows, order, begin, first, last, rule, table
     """
     indptr, keys, values = rows.indptr, rows.keys, rows.values
     length, step, last_position = value_of(table.length), value_of(table.step), len(order) - 1
-    slots, features, row_slots = scratch.slots[thread], scratch.features[thread], scratch.row_slots[thread]
-    errors, sums = scratch.errors[group], scratch.sums[group]
-    summed, heads, rest = scratch.summed[thread], scratch.summed_heads[thread], scratch.rest_values[thread]
-    noted, noted_keys = scratch.noted[thread], scratch.noted_keys[thread]
-    noted_rows, noted_values = scratch.noted_rows[thread], scratch.noted_values[thread]
-    slot_step, slot_at = slot_place(apart, step)
-    noted[:] = 0
+    errors, sums, row_slots = scratch.errors[group], scratch.sums[group], scratch.row_slots[thread]
+    summed, heads = scratch.summed[thread], scratch.summed_heads[thread]
+    slots, slot_step, slot_at = slots_of(apart, table, scratch, thread)
+    places = slots, slot_step, slot_at, scratch.features[thread], row_slots, scratch.rest[thread]
+    notes = scratch.noted[thread], scratch.noted_entries[thread], scratch.noted_capacity, threads
+    scratch.noted[thread] = 0
     touched, entries = np.int64(0), np.int64(0)
-    places = slots, slot_step, slot_at, features, row_slots, rest
-    notes = noted, noted_keys, noted_rows, noted_values, scratch.noted_capacity, threads
     for position in range(first, last):
         row, number = item(order, position), position - begin
         start, stop = item(indptr, row), item(indptr, row + 1)
@@ -254,13 +251,13 @@ def score_rows(width, alone, apart, rows, order, begin, first, last, rule, table
         counts = touched, entries, start, number
         if not value_of(alone):
             score, counts = raw_score(
-                width, start, stop, ahead, keys, values, table.bias[0], table.heads, step, table.factors, step, length,
-                sums, number * length, note_entry, notes, counts,
+                width, start, stop, ahead, keys, values, table.bias[0], table.heads, step, table.heads, step, HEAD,
+                length, sums, number * length, note_entry, notes, counts,
             )  # fmt: skip
         else:
             score, counts = raw_score(
-                width, start, stop, ahead, keys, values, table.bias[0], table.heads, step, table.factors, step, length,
-                sums, number * length, enter_entry, places, counts,
+                width, start, stop, ahead, keys, values, table.bias[0], table.heads, step, table.heads, step, HEAD,
+                length, sums, number * length, enter_entry, places, counts,
             )  # fmt: skip
         touched, entries, _, _ = counts
         put(raw, position, score)
@@ -279,50 +276,49 @@ def score_rows(width, alone, apart, rows, order, begin, first, last, rule, table
 def sum_noted(width, table, scratch, owner, threads):  # type: ignore[no-untyped-def]
     """Sum the gradients of the entries that all threads have noted for an owner; return what `score_rows` does."""
     length = value_of(table.length)
-    slots, features, row_slots = scratch.slots[owner], scratch.features[owner], scratch.row_slots[owner]
-    errors, sums = scratch.errors[0], scratch.sums[0]
-    summed, heads, rest = scratch.summed[owner], scratch.summed_heads[owner], scratch.rest_values[owner]
+    errors, sums, row_slots = scratch.errors[0], scratch.sums[0], scratch.row_slots[owner]
+    summed, heads = scratch.summed[owner], scratch.summed_heads[owner]
+    slots, step, at = slots_of(True, table, scratch, owner)
+    places = slots, step, at, scratch.features[owner], row_slots, scratch.rest[owner]
     touched, entries = np.int64(0), np.int64(0)
-    places = slots, 1, 0, features, row_slots, rest
     for source in range(threads):
-        keys, first = scratch.noted_keys[source], owner * scratch.noted_capacity
-        rows, values = scratch.noted_rows[source], scratch.noted_values[source]
+        noted, first = scratch.noted_entries[source], owner * scratch.noted_capacity
         last = first + scratch.noted[source, owner * 8] - 1
         for entry in range(first, last + 1):
-            prefetch(slots, np.int64(item(keys, min(entry + _ENTRIES_AHEAD, last))))
-            key, number, x = item(keys, entry), np.int64(item(rows, 2 * entry)), item(values, 2 * entry + 1)
+            prefetch(slots, np.int64(np.uint32(integer(noted, 4 * min(entry + _ENTRIES_AHEAD, last)))))
+            key, number = np.uint32(integer(noted, 4 * entry)), integer(noted, 4 * entry + 1)
             prefetch(sums, (number + _ROWS_AHEAD) * length)
+            x = item(noted, 4 * entry + 2)
             touched, entries, _, _ = enter_entry(places, (touched, entries, entry, number), entry, key, x)
             place = np.int64(item(row_slots, 0))
             ex, exx = products(item(errors, number), x)
             add_head(heads, place, ex, exx)
             for offset in range(0, length, value_of(width)):
-                at = place * length + offset
-                store(summed, at, fused(load(sums, number * length + offset, width), ex, load(summed, at, width)))
+                begin = place * length + offset
+                store(summed, begin, fused(load(sums, number * length + offset, width), ex, load(summed, begin, width)))
     return touched, entries
 
 
 @part
-def sort_rest(entries, touched, table, scratch, thread):  # type: ignore[no-untyped-def]
+def sort_rest(entries, touched, scratch, thread):  # type: ignore[no-untyped-def]
     """Sort what a thread has not summed by slot, which keeps the order of the rows."""
-    rest, values, ends = scratch.rest[thread], scratch.rest_values[thread], scratch.ends[thread]
-    sorted_rows, sorted_values = scratch.sorted_rows[thread], scratch.sorted_values[thread]
+    rest, ends, sorted_rest = scratch.rest[thread], scratch.ends[thread], scratch.sorted_rest[thread]
     slots = max(touched - FIRST_SLOTS, 0)
     ends[:slots] = 0
     for entry in range(entries):
-        at = np.int64(item(rest, 4 * entry))
-        put(ends, at, item(ends, at) + 1)
+        slot = integer(rest, 4 * entry)
+        put(ends, slot, item(ends, slot) + 1)
     place = np.int64(0)
     for slot in range(slots):
         count = item(ends, slot)
         put(ends, slot, place)
         place += count
     for entry in range(entries):
-        at = np.int64(item(rest, 4 * entry))
-        place = np.int64(item(ends, at))
-        put(sorted_rows, 2 * place, item(rest, 4 * entry + 1))
-        put(sorted_values, 2 * place + 1, item(values, 4 * entry + 2))
-        put(ends, at, place + 1)
+        slot = integer(rest, 4 * entry)
+        place = np.int64(item(ends, slot))
+        put_integer(sorted_rest, 2 * place, integer(rest, 4 * entry + 1))
+        put(sorted_rest, 2 * place + 1, item(rest, 4 * entry + 2))
+        put(ends, slot, place + 1)
 
 
 @part
@@ -347,18 +343,18 @@ def take_summed(width, scratch, thread, slot, length):  # type: ignore[no-untype
 def sum_sorted(width, scratch, thread, group, begin, end, length):  # type: ignore[no-untyped-def]
     """Return the same of the sorted entries ``begin:end``."""
     errors, sums, gradient = scratch.errors[group], scratch.sums[group], scratch.gradient[thread]
-    rows, values = scratch.sorted_rows[thread], scratch.sorted_values[thread]
+    rest = scratch.sorted_rest[thread]
     g, square, pairs = np.float32(0.0), np.float32(0.0), full(np.float32(0.0), width)
     for entry in range(begin, end):
-        number, x = np.int64(item(rows, 2 * entry)), item(values, 2 * entry + 1)
+        number, x = integer(rest, 2 * entry), item(rest, 2 * entry + 1)
         ex, exx = products(item(errors, number), x)
         g, square = plus(g, ex), plus(square, exx)
         pairs = fused(load(sums, number * length, width), ex, pairs)
     for offset in range(value_of(width), length, value_of(width)):
         more = full(np.float32(0.0), width)
         for entry in range(begin, end):
-            number = np.int64(item(rows, 2 * entry))
-            ex, _ = products(item(errors, number), item(values, 2 * entry + 1))
+            number = integer(rest, 2 * entry)
+            ex, _ = products(item(errors, number), item(rest, 2 * entry + 1))
             more = fused(load(sums, number * length + offset, width), ex, more)
         store(gradient, offset, more)
     return g, square, np.float32(end - begin), pairs

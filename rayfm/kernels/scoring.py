@@ -39,7 +39,24 @@ def pass_by(state, counts, entry, key, x):  # type: ignore[no-untyped-def]
 
 @exact_part
 def raw_score(  # type: ignore[no-untyped-def]
-    width, start, stop, ahead, keys, values, w0, linear, linear_step, rows, step, k, sums, at, visit, state, counts
+    width,
+    start,
+    stop,
+    ahead,
+    keys,
+    values,
+    w0,
+    linear,
+    linear_step,
+    rows,
+    step,
+    begin,
+    k,
+    sums,
+    at,
+    visit,
+    state,
+    counts,
 ):
     """Score the row whose entries are ``start:stop``; every kernel that has this gives the same bits.
 
@@ -51,8 +68,9 @@ def raw_score(  # type: ignore[no-untyped-def]
         Where the entries of the row begin that will be scored next: its parameters are fetched into the cache.
     linear, linear_step
         Flat; w of feature j is ``linear[j * linear_step]``.
-    rows, step, k
-        Flat; V of feature j is ``rows[j * step : j * step + k]``.
+    rows, step, begin, k
+        Flat; V of feature j is ``rows[j * step + begin :][:k]``. Where all is in one table, `rows` is `linear`: each
+        array more takes a register.
     sums, at
         From ``sums[at]`` on, it receives Σ_i V_if x_i, and zeros up to a multiple of the width.
     visit, state
@@ -74,14 +92,14 @@ def raw_score(  # type: ignore[no-untyped-def]
         coming = np.int64(item(keys, entry + distance))
         prefetch(linear, coming * linear_step)
         if linear_step == 1:  # else the factors begin where w is
-            prefetch(rows, coming * step)
+            prefetch(rows, coming * step + begin)
         for offset in range(0, k, 16):  # they end in another cache line than they begin in
-            prefetch(rows, coming * step + min(offset + 15, k - 1))
+            prefetch(rows, coming * step + begin + min(offset + 15, k - 1))
         linear_sum = fused(item(linear, j * linear_step), x, linear_sum)
         if whole:
-            vx = load(rows, j * step, width) * x
+            vx = load(rows, j * step + begin, width) * x
         else:
-            vx = load_first(rows, j * step, k, width) * x
+            vx = load_first(rows, j * step + begin, k, width) * x
         sum_ += vx
         squares = fused(vx, vx, squares)
         counts = visit(state, counts, entry, key, x)
@@ -90,7 +108,7 @@ def raw_score(  # type: ignore[no-untyped-def]
     for offset in range(value_of(width), k, value_of(width)):
         sum_, squares = full(np.float32(0.0), width), full(np.float32(0.0), width)
         for entry in range(start, stop):
-            place, x = np.int64(item(keys, entry)) * step + offset, item(values, entry)
+            place, x = np.int64(item(keys, entry)) * step + begin + offset, item(values, entry)
             if offset < whole:
                 vx = load(rows, place, width) * x
             else:
@@ -112,7 +130,7 @@ def raw_scores(width, indptr, keys, values, w0, linear, linear_step, rows, step,
     for row in range(len(indptr) - 1):
         start, stop = item(indptr, row), item(indptr, row + 1)
         score, _ = raw_score(
-            width, start, stop, stop, keys, values, w0, linear, linear_step, rows, step, k, sums, 0, pass_by, 0, 0
+            width, start, stop, stop, keys, values, w0, linear, linear_step, rows, step, 0, k, sums, 0, pass_by, 0, 0
         )
         put(out, row, score)
 

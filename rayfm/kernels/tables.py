@@ -33,7 +33,9 @@ HOLDERS = GREW - 1
 """What the mark of a feature says at a worker that is not alone: that its parameters have moved, and its second states
 grown, since others were told of them; and how many workers have rows with it."""
 
-_HEAD = 4
+HEAD = 4
+"""How many floats of a record are before its factors."""
+
 _ROWS_MOVED = 2**16
 _CACHE_LINE = 64
 _PARTS = {ADAM: 3, ADAGRAD: 2, FTRL: 3, ROWWISE_ADAGRAD: 1}
@@ -92,12 +94,12 @@ def new_table(code: int, feature_dim: int, num_factors: int) -> Table:
     """Allocate a table of zeros for an optimizer."""
     size = feature_dim * _step(code, num_factors)
     records = aligned_zeros(1, size).reshape(-1)[:size]
-    return table_of(np.zeros(_HEAD, np.float32), records, code, num_factors)
+    return table_of(np.zeros(HEAD, np.float32), records, code, num_factors)
 
 
 def table_of(bias: Float32, records: Float32, code: int, num_factors: int) -> Table:
     """Return the table that these arrays of one are."""
-    return Table(bias, records, records[_HEAD:], padded(num_factors), _step(code, num_factors))
+    return Table(bias, records, records[HEAD:], padded(num_factors), _step(code, num_factors))
 
 
 def size_bytes(code: int, feature_dim: int, num_factors: int) -> int:
@@ -106,17 +108,17 @@ def size_bytes(code: int, feature_dim: int, num_factors: int) -> int:
 
 
 def _step(code: int, num_factors: int) -> int:
-    return _HEAD + padded(num_factors) * _PARTS[code]
+    return HEAD + padded(num_factors) * _PARTS[code]
 
 
 def parameter_places(num_factors: int) -> Places:
     """Return where the parameters are."""
-    return Places(0, _HEAD, num_factors)
+    return Places(0, HEAD, num_factors)
 
 
 def second_state_places(table: Table, num_factors: int) -> Places:
     """Return where the second states are; rowwise_adagrad has one for all factors."""
-    if table.step == _HEAD + table.length:
+    if table.step == HEAD + table.length:
         return Places(2, ROWWISE, 1)
     return Places(2, table.step - table.length, num_factors)
 

@@ -28,7 +28,7 @@ from rayfm.kernels.batches import (
     Rows,
     Scratch,
     score_rows,
-    slot_place,
+    slots_of,
     sort_rest,
     sum_noted,
     sum_sorted,
@@ -37,9 +37,21 @@ from rayfm.kernels.batches import (
 from rayfm.kernels.jit import exact_part, is_finite, kernel, part, read_only
 from rayfm.kernels.optimizers import BETA1, BETA2, adagrad, adam, decayed, ftrl, ftrl_linear_term
 from rayfm.kernels.scoring import pass_by, raw_score
-from rayfm.kernels.tables import ADAGRAD, ADAM, FTRL, HOLDERS, ROWWISE, ROWWISE_ADAGRAD, UPDATED, Table, width_of
+from rayfm.kernels.tables import ADAGRAD, ADAM, FTRL, HEAD, HOLDERS, ROWWISE, ROWWISE_ADAGRAD, UPDATED, Table, width_of
 from rayfm.kernels.threads import add_and_fetch, fetch, meet
-from rayfm.kernels.vectors import Constant, constant, full, item, load, prefetch, put, store, total, value_of
+from rayfm.kernels.vectors import (
+    Constant,
+    constant,
+    full,
+    item,
+    load,
+    prefetch,
+    put,
+    put_integer,
+    store,
+    total,
+    value_of,
+)
 
 Float32 = NDArray[np.float32]
 
@@ -164,8 +176,7 @@ def update(width, code, shared, apart, rule, lr, touched, table, scratch, thread
     moves_factors = value_of(code) != FTRL or lr[2] > 0
     length, step = value_of(table.length), value_of(table.step)
     gradient, features, ends = scratch.gradient[thread], scratch.features[thread], scratch.ends[thread]
-    slots = scratch.slots[thread]
-    slot_step, slot_at = slot_place(apart, step)
+    slots, slot_step, slot_at = slots_of(apart, table, scratch, thread)
     squares, seconds = np.float32(0.0), full(np.float32(0.0), width)
     begin = np.int64(0)
     for slot in range(touched):
@@ -175,7 +186,7 @@ def update(width, code, shared, apart, rule, lr, touched, table, scratch, thread
         if value_of(shared):
             prefetch(scratch.marks, coming)
         j = np.int64(item(features, slot))
-        put(slots, j * slot_step + slot_at, 0)
+        put_integer(slots, j * slot_step + slot_at, 0)
         if slot < FIRST_SLOTS:
             g, square, records, pairs = take_summed(width, scratch, thread, slot, length)
         else:
@@ -258,7 +269,7 @@ def train_together(width, code, shared, alone, rows, order, rule, steps, table, 
         lr = rates(code, rule, steps)
         if not value_of(alone):
             touched, entries = sum_noted(width, table, scratch, thread, threads)
-        sort_rest(entries, touched, table, scratch, thread)
+        sort_rest(entries, touched, scratch, thread)
         squares = np.float64(
             update(width, code, shared, not value_of(alone), rule, lr, touched, table, scratch, thread, 0)
         )
@@ -292,7 +303,7 @@ def train_racing(width, code, shared, rows, order, rule, steps, table, scratch, 
         squares = np.float64(0.0)
         if is_finite(errors):
             lr = rates(code, rule, steps + batch)
-            sort_rest(entries, touched, table, scratch, thread)
+            sort_rest(entries, touched, scratch, thread)
             squares += update(width, code, shared, True, rule, lr, touched, table, scratch, thread, thread)
             squares += update_bias(code, rule, lr[0], errors, end - begin, table)
         if not is_finite(errors + squares):
@@ -320,7 +331,7 @@ def train_row_by_row(width, code, shared, rows, order, rule, steps, table, scrat
             prefetch(keys, entry)
             prefetch(values, entry)
         score, _ = raw_score(
-            width, start, stop, ahead, keys, values, table.bias[0], table.heads, step, table.factors, step, length,
+            width, start, stop, ahead, keys, values, table.bias[0], table.heads, step, table.heads, step, HEAD, length,
             sums, 0, pass_by, 0, 0,
         )  # fmt: skip
         put(raw, position, score)

@@ -210,6 +210,32 @@ def put(typingctx, array, index, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def integer(typingctx, array, index):  # type: ignore[no-untyped-def]
+    """Return the bits of ``array[index]``, of a flat array of float32, as an int64 that an int32 holds."""
+    if not _is_flat(array):
+        return None
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        return builder.sext(builder.load(_pointer(context, builder, sig.args[0], args[0], args[1], _INT32)), _INT64)
+
+    return types.int64(array, types.int64), codegen
+
+
+@intrinsic
+def put_integer(typingctx, array, index, value):  # type: ignore[no-untyped-def]
+    """Set the bits of ``array[index]``, of a flat array of float32, to those of an integer."""
+    if not _is_flat(array):
+        return None
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        lower = builder.trunc(args[2], _INT32)
+        builder.store(lower, _pointer(context, builder, sig.args[0], args[0], args[1], _INT32))
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64), codegen
+
+
+@intrinsic
 def word(typingctx, octets, position):  # type: ignore[no-untyped-def]
     """Return the 8 bytes at `position` of a flat array of bytes as one int64, the first as its lowest."""
     if not _is_octets(octets):

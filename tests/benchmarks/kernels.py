@@ -74,7 +74,10 @@ class Contestants:
         features, ends = np.zeros(self.batch.num_entries, np.uint32), np.zeros(self.batch.num_rows, np.int64)
         slots = np.zeros(self.batch.feature_dim, np.int32)
         plain.distinct_features(rows[0], rows[1], rows[3], self.size, slots, features, ends)
-        state = table.heads, table.factors, table.step, table.length, features[: ends.max()], ends
+        sizes = (
+            (table.step, table.length) if table.length > width.value else (Constant(table.step), Constant(table.length))
+        )
+        state = table.heads, table.factors, *sizes, features[: ends.max()], ends
         out = np.zeros(16 + 2 * table.length + 64, f4)
         return lambda: plain.touch_epoch(width, *rows, self.size, *state, out)
 

@@ -93,7 +93,7 @@ def touch_epoch(width, indptr, keys, values, order, size, linear, rows, step, le
 
     `features` and `ends` are of `distinct_features`; `out` only keeps the compiler from leaving loads out.
     """
-    slot = np.int64(0)
+    slot, step, length = np.int64(0), value_of(step), value_of(length)
     for batch, begin in enumerate(range(0, len(order), size)):
         end = min(begin + size, len(order))
         for position in range(begin, end):

@@ -65,8 +65,8 @@ def run_kernel(batch, params, optimizer, the_rule, order=None, weights=True, thr
     scratch = scratch_for(table, threads, the_rule.mini_batch_size, capacity, racing=racing, is_shared=True)
     steps = train_rows(CODES[optimizer], rows, order, the_rule, 0, table, scratch, raw, racing=racing)
     if steps >= 0:
-        slots = scratch.slots if racing or threads > 1 else scratch.slots.reshape(-1, table.step)[:, SLOT]
-        assert not slots.any()
+        assert not scratch.slots.any()
+        assert not table.heads.reshape(dim, -1)[:, SLOT].any()
         np.testing.assert_array_equal(np.flatnonzero(scratch.marks), np.unique(batch.take(order).keys))
         assert set(scratch.marks) <= {0, UPDATED}
         padding = table.heads.reshape(dim, -1)[:, 4:].reshape(dim, -1, table.length)[:, :, num_factors:]
