@@ -89,17 +89,13 @@ def by_tasks(parts: Sequence[pa.Table], reader: Reader, reading: Reading) -> Ite
     task = ray.remote(_read_part).options(num_returns="streaming", num_cpus=reading.cpus)
     rest = iter(parts[1:])
     running = deque(task.remote(part, reader) for part in islice(rest, 2 * max(1, int(cluster.cluster_cpus()))))
-    try:
-        for block in put(_gathered(reader(parts[0]))):
-            reading.check()
-            yield block
-        while running:
-            yield from _results(running[0], reading.check)
-            running.popleft()
-            running.extend(task.remote(part, reader) for part in islice(rest, 1))
-    finally:
-        for generator in running:
-            ray.cancel(generator)
+    for block in put(_gathered(reader(parts[0]))):
+        reading.check()
+        yield block
+    while running:  # not cancelled when reading ends before: a task that ends meanwhile makes Ray abort this process
+        yield from _results(running[0], reading.check)
+        running.popleft()
+        running.extend(task.remote(part, reader) for part in islice(rest, 1))
 
 
 def by_ray_data(parts: Dataset, reader: Reader) -> tuple[Dataset, list[Block]]:

@@ -280,9 +280,5 @@ def _in_parallel(function: Callable[..., Result], calls: Iterable[tuple[Any, ...
     try:
         results: list[Result] = ray.get(references)
         return results
-    except KeyboardInterrupt:
-        for reference in references:
-            ray.cancel(reference)
-        raise
     except ray.exceptions.RayError as error:
         raise cluster.explain(error, "checking failed") from error
