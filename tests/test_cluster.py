@@ -78,7 +78,7 @@ from rayfm.sagemaker import FactorizationMachines
 rng = np.random.default_rng(0)
 features = rng.integers(0, 2, (200, 8)).astype("float32")
 estimator = FactorizationMachines(
-    "arn:aws:iam::111122223333:role/any", 1, "local", num_factors=2, predictor_type="regressor", epochs=3000,
+    "arn:aws:iam::111122223333:role/any", 1, "local", num_factors=2, predictor_type="regressor", epochs=8000,
     output_path="jobs", data_location="records",
 )
 estimator.fit(estimator.record_set(features, features.sum(axis=1)), mini_batch_size=50, wait=False, job_name="two")

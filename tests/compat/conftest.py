@@ -33,7 +33,9 @@ def _install(folder, requirements, base=sys.executable):
         if not marker.exists() or marker.read_text() != wanted:
             marker.unlink(missing_ok=True)
             _run(base, "-m", "venv", "--clear", folder / "venv")
-            _run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements)
+            _run(
+                python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", *requirements
+            )
             # Written last and by renaming: an environment whose making was interrupted is made again.
             unfinished = folder / "complete.tmp"
             unfinished.write_text(wanted)
