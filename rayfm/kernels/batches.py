@@ -1,9 +1,9 @@
 """Mini-batches on their way to the update: their rows scored, the sums of their features' gradients begun.
 
 Each feature gets a slot when it first comes. Those that come first come most often: of a click log's mini-batch, 4 in
-100 features have 3 of 4 entries. So the first slots are summed entry by entry, in memory that stays in the
-first-level cache, while the row's own sums are in registers. The entries of the other slots are sorted, and summed when
-their feature is updated: to sum them as they come would bring each of their sums into the cache for an entry or two.
+100 features have 3 of 4 entries. So the first slots are summed entry by entry, in memory that stays near, while the
+row's own sums are in registers. The entries of the other slots are sorted, and summed when their feature is updated: to
+sum them as they come would bring each of their sums into the cache for an entry or two.
 
 Threads that share a mini-batch score a part of its rows each, and note the entries for the owners of their features.
 An owner takes them in the order of the rows, whoever noted them, and both sorts of sums add one entry after the other,
@@ -42,9 +42,9 @@ _ENTRIES_AHEAD, _ROWS_AHEAD = 16, 4
 """How far what will be needed is fetched into the cache before."""
 
 FIRST_SLOTS = 512
-"""How many slots are summed entry by entry: of 16 factors 32 KiB, most of a core's first-level cache.
+"""How many slots are summed entry by entry: of 16 factors 40 KiB.
 
-Half and twice as many took 1.04 and 0.99 times as long with 16 factors, a quarter 1.1 times with 64.
+A quarter to twice as many took about as long with 16 factors (0.99 to 1.04 times); a quarter 1.1 times with 64.
 """
 
 _GOLDEN = 2654435761
@@ -62,10 +62,10 @@ class Rows(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What mini-batches are worked on with; it holds nothing between them but `marks`.
+    """What mini-batches are worked on with; it holds nothing between them but `marks`, unless a run has diverged.
 
     A group is the threads that share a mini-batch. m is the most rows of one, capacity the most entries, noted_capacity
-    the most of one thread.
+    the most of one thread. Shapes are the least: rows take whole cache lines.
     """
 
     errors: Float32  # (groups, m)    e of each row
@@ -137,8 +137,8 @@ def scratch_for(
 def slots_of(apart, table, scratch, thread):  # type: ignore[no-untyped-def]
     """Return (slots, step, at): the slot of feature j is ``slots[j * step + at]``, in an array apart or in the table.
 
-    In the table it comes with the parameters, which takes 0.86 times as long as an array; but what one thread writes
-    there, the others would have to fetch again.
+    In the table it comes with the parameters: training takes 0.86 times as long as with an array. But what one thread
+    writes there, the others would have to fetch again.
     """
     if apart:
         return scratch.slots[thread], 1, 0
@@ -157,6 +157,14 @@ def enter(slots, place, key, touched, features):  # type: ignore[no-untyped-def]
 
 
 @exact_part
+def error_of(score, label, is_classifier):  # type: ignore[no-untyped-def]
+    """Return e, but for the row's weight."""
+    if is_classifier:
+        score = np.float32(1.0) / (np.float32(1.0) + np.exp(-score))
+    return score - label
+
+
+@exact_part
 def plus(a, b):  # type: ignore[no-untyped-def]
     """Return the sum of two numbers or Rows, after each `plus` before it."""
     return a + b
@@ -171,9 +179,10 @@ def products(error, x):  # type: ignore[no-untyped-def]
 
 @part
 def enter_entry(state, counts, entry, key, x):  # type: ignore[no-untyped-def]
-    """Give an entry of row `number` its slot, and write it down for `sort_rest` if that is none of the first.
+    """Give an entry its slot, and write it down for `sort_rest` if that is none of the first; see `raw_score`.
 
-    What is written down of others is written over, or never read: no branch here could be predicted.
+    What is written down of others is written over, or never read: no branch here could be predicted. Counts are those
+    of slots and of what is written down, where the row begins, and its number in the mini-batch.
     """
     slots, step, at, features, row_slots, rest = state
     touched, entries, start, number = counts
@@ -185,11 +194,12 @@ def enter_entry(state, counts, entry, key, x):  # type: ignore[no-untyped-def]
 
 @part
 def note_entry(state, counts, entry, key, x):  # type: ignore[no-untyped-def]
-    """Note an entry of row `number` for the owner of its feature."""
+    """Note an entry for the owner of its feature; counts are those of `enter_entry`."""
     noted, entries, capacity, threads = state
+    _, _, _, number = counts
     owner = (np.int64(key) * _GOLDEN & 0xFFFFFFFF) * threads >> 32
     count = item(noted, owner * 8)
-    store(entries, 4 * (owner * capacity + count), four(as_float(np.int64(key)), as_float(counts[3]), x, x))
+    store(entries, 4 * (owner * capacity + count), four(as_float(np.int64(key)), as_float(number), x, x))
     put(noted, owner * 8, count + 1)
     return counts
 
@@ -249,21 +259,19 @@ def score_rows(width, alone, apart, rows, order, begin, first, last, rule, table
         prefetch(rows.labels, after)
         prefetch(indptr, item(order, min(position + 4, last_position)))
         counts = touched, entries, start, number
-        if not value_of(alone):
-            score, counts = raw_score(
-                width, start, stop, ahead, keys, values, table.bias[0], table.heads, step, table.heads, step, HEAD,
-                length, sums, number * length, note_entry, notes, counts,
-            )  # fmt: skip
-        else:
+        if value_of(alone):  # Numba cannot choose between two functions
             score, counts = raw_score(
                 width, start, stop, ahead, keys, values, table.bias[0], table.heads, step, table.heads, step, HEAD,
                 length, sums, number * length, enter_entry, places, counts,
             )  # fmt: skip
+        else:
+            score, counts = raw_score(
+                width, start, stop, ahead, keys, values, table.bias[0], table.heads, step, table.heads, step, HEAD,
+                length, sums, number * length, note_entry, notes, counts,
+            )  # fmt: skip
         touched, entries, _, _ = counts
         put(raw, position, score)
-        if rule.classifier:
-            score = np.float32(1.0) / (np.float32(1.0) + np.exp(-score))
-        error = score - item(rows.labels, row)
+        error = error_of(score, item(rows.labels, row), rule.classifier)
         if len(rows.weights):
             error *= item(rows.weights, row)
         put(errors, number, error)
@@ -341,7 +349,7 @@ def take_summed(width, scratch, thread, slot, length):  # type: ignore[no-untype
 
 @part
 def sum_sorted(width, scratch, thread, group, begin, end, length):  # type: ignore[no-untyped-def]
-    """Return the same of the sorted entries ``begin:end``."""
+    """Return what `take_summed` does, of the sorted entries ``begin:end``."""
     errors, sums, gradient = scratch.errors[group], scratch.sums[group], scratch.gradient[thread]
     rest = scratch.sorted_rest[thread]
     g, square, pairs = np.float32(0.0), np.float32(0.0), full(np.float32(0.0), width)

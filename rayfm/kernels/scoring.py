@@ -119,7 +119,7 @@ def raw_score(  # type: ignore[no-untyped-def]
         pairs += total(sum_ * sum_)
         own += total(squares)
     if not is_finite(own):
-        return np.float32(np.nan), counts  # not the infinity of a difference of two
+        return np.float32(np.nan), counts  # minus infinity would have an error that is finite
     return w0 + linear_sum + np.float32(0.5) * (pairs - own), counts
 
 

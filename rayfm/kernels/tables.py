@@ -62,7 +62,7 @@ class Table(NamedTuple):
     """One record of `step` floats for each feature: head, V, and as many states of V as the optimizer has.
 
     The head is (w, first, second, slot); V and each of its states take `length`, with zeros behind them. First and
-    second are the states of rayfm.kernels.optimizers.
+    second are the states of rayfm.kernels.optimizers. In kernels of training, sizes may be constants.
     """
 
     bias: Float32  # (4,)    like a head

@@ -159,7 +159,7 @@ def update_factors(width, code, table, j, pairs, gradient, square, records, lr, 
 
 @part
 def update(width, code, shared, apart, rule, lr, touched, table, scratch, thread, group):  # type: ignore[no-untyped-def]
-    """Apply the gradients of a mini-batch to the features of a thread, whose entries are sorted.
+    """Apply the gradients of a mini-batch to the features of a thread, which are summed, or sorted to be.
 
     Parameters
     ----------
@@ -245,22 +245,9 @@ def train_together(width, code, shared, alone, rows, order, rule, steps, table, 
         end = min(begin + size, len(order))
         first, last = begin + (end - begin) * thread // threads, begin + (end - begin) * (thread + 1) // threads
         touched, entries = score_rows(
-            width,
-            alone,
-            not value_of(alone),
-            rows,
-            order,
-            begin,
-            first,
-            last,
-            rule,
-            table,
-            scratch,
-            thread,
-            0,
-            threads,
-            raw,
-        )
+            width, alone, not value_of(alone), rows, order, begin, first, last, rule, table, scratch, thread, 0,
+            threads, raw,
+        )  # fmt: skip
         meet(scratch.counters, _MET, threads)
         errors = sum_of(scratch.errors[0], end - begin)
         if not is_finite(errors):
@@ -425,13 +412,13 @@ def restart_ftrl(rule: Rule, marks: NDArray[np.uint16], table: Table, features: 
     They start at 0, as in McMahan's algorithm 1: what was drawn counts in the first update only. They are set anew
     when the parameters come from others.
     """
-    width, shared, table = _compiled_for(table, marks)
+    width, shared, table = compiled_for(table, marks)
     restart_features(width, shared, rule, marks, table, read_only(features))
 
 
 def rescale_ftrl(rule: Rule, marks: NDArray[np.uint16], table: Table) -> None:
     """Do the same for whatever has been learned, when the rates have changed."""
-    width, shared, table = _compiled_for(table, marks)
+    width, shared, table = compiled_for(table, marks)
     restart_learned(width, shared, rule, marks, table)
 
 
@@ -470,7 +457,7 @@ def train_rows(
     """
     threads = len(scratch.noted)
     ends = [steps] * threads
-    width, shared, table = _compiled_for(table, scratch.marks)
+    width, shared, table = compiled_for(table, scratch.marks)
     constants, alone = (width, Constant(code), shared), Constant(int(threads == 1))
     data = Rows(*(read_only(array) for array in rows)), read_only(order), rule, steps, table, scratch
     scratch.counters[:] = 0
@@ -493,10 +480,11 @@ def train_rows(
     return max(broken) if broken else ends[0]
 
 
-def _compiled_for(table: Table, marks: NDArray[np.uint16]) -> tuple[Constant, Constant, Table]:
+def compiled_for(table: Table, marks: NDArray[np.uint16]) -> tuple[Constant, Constant, Table]:
     """Return what kernels are compiled for: the width of vectors, whether the worker is not alone, and the table.
 
-    Where the factors are one vector, the size of a record is part of its type too, which takes 0.85 times as long.
+    Where the factors are one vector, the size of a record is part of the table's type too: 0.85 times the time. With
+    more vectors it was none the less.
     """
     width = width_of(table.length)
     if table.length == width:

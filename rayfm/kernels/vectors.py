@@ -333,9 +333,9 @@ def as_float(typingctx, number):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def fused(typingctx, a, b, c):  # type: ignore[no-untyped-def]
-    """Return ``a * b + c`` of numbers or Rows, `b` also a number beside Rows: the same bits in whatever kernel it is.
+    """Return ``a * b + c`` of numbers or Rows, `b` also a number beside Rows, rounded once where the processor can.
 
-    It is rounded once where the processor can.
+    Of Rows, and of numbers in an exact part, it gives the same bits in whatever kernel it is.
     """
     if not isinstance(a, Row) and a != types.float32:
         return None

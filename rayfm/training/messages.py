@@ -32,6 +32,15 @@ class WorkerSetup:
     threads: int = 1
 
 
+MIN_ROWS_OF_A_THREAD = 64
+"""Of a mini-batch: threads that work together wait for each other twice in each, which takes as long as a few rows."""
+
+
+def used_threads(values: Hyperparameters, available: int) -> int:
+    """Return in how many of the threads that it may use a worker trains."""
+    return available if values.hogwild else min(available, max(1, values.mini_batch_size // MIN_ROWS_OF_A_THREAD))
+
+
 @dataclass(frozen=True, slots=True)
 class RoundReport:
     """What a worker tells the controller after a round.

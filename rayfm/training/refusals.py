@@ -6,6 +6,7 @@ from rayfm.errors import ResourceError
 from rayfm.hyperparameters import Hyperparameters
 from rayfm.kernels.tables import CODES, size_bytes
 from rayfm.training import cluster
+from rayfm.training.messages import used_threads
 
 LEAST_IN_STORE = 0.1
 """Of the size of files: long numbers in text shrink so far, and of Parquet there may be columns that nobody reads."""
@@ -38,7 +39,9 @@ def check_memory(values: Hyperparameters, world_size: int, feature_dim: int) -> 
         If it cannot.
     """
     needed = size_bytes(CODES[values.optimizer], feature_dim, values.num_factors)
-    needed += 4 * feature_dim * (values.threads or 1) * values.hogwild
+    threads = used_threads(values, values.threads or 1)
+    if threads > 1 and values.mini_batch_size > 1:
+        needed += 4 * feature_dim * threads  # their slots
     exchanged = 4 * feature_dim * (values.num_factors + 1) * (1 if values.optimizer == "adam" else 2)
     if world_size == 1:
         needed += exchanged  # the best epoch's

@@ -33,7 +33,7 @@ from rayfm.metrics import RankingCounts, Sums, sums_for
 from rayfm.model import draw_parameters
 from rayfm.training import job
 from rayfm.training.averaging import Plan, local_rate_scales, ranges, steps_of_round
-from rayfm.training.messages import OrderError, Published, RoundReport, WorkerSetup
+from rayfm.training.messages import OrderError, Published, RoundReport, WorkerSetup, used_threads
 from rayfm.training.shard import BlockSlice, Shard
 
 if TYPE_CHECKING:  # kernels are brought in where they are used: the controller has no use for Numba
@@ -43,9 +43,6 @@ if TYPE_CHECKING:  # kernels are brought in where they are used: the controller 
 
 BATCHES_BETWEEN_METRICS = 500
 """How often a worker reports its running metrics within an epoch, in mini-batches; SageMaker's default."""
-
-MIN_ROWS_OF_A_THREAD = 64
-"""Of a mini-batch: threads that work together wait for each other twice in each, which takes as long as a few rows."""
 
 MAX_BATCH_ENTRIES = 2**31 - 1
 """Kernels count them in 32 bits."""
@@ -80,9 +77,12 @@ class Worker:
         self._exchange: Exchange | None = None
         self._finished: Parameters | None = None
         self._code, self._num_factors = CODES[values.optimizer], values.num_factors
-        self._threads = setup.threads
-        if not values.hogwild:
-            self._threads = min(setup.threads, max(1, values.mini_batch_size // MIN_ROWS_OF_A_THREAD))
+        self._threads = used_threads(values, setup.threads)
+
+    @property
+    def _arriving_threads(self) -> int:
+        """In how many threads it trains while rows are read: who is not alone never does."""
+        return max(1, self._threads - 1) if self.setup.world_size == 1 else self._threads
 
     @property
     def _parameters(self) -> Parameters:
@@ -180,8 +180,9 @@ class Worker:
         indptr, keys, values = np.zeros(2, np.int64), np.empty(0, np.uint32), np.empty(0, np.float32)
         label, raw = np.zeros(1, np.float32), np.zeros(1, np.float32)
         rows, table = Rows(indptr, keys, values, label, NO_WEIGHTS), self._new_table(2)
-        scratch = self._new_scratch(table, Shard([], 1, 0), self._threads)
-        self._train_rows(rows, np.zeros(1, np.int64), self._rule_after(0.0), 0, table, scratch, raw)
+        for threads in {self._threads, self._arriving_threads}:
+            scratch = self._new_scratch(table, Shard([], 1, 0), threads)
+            self._train_rows(rows, np.zeros(1, np.int64), self._rule_after(0.0), 0, table, scratch, raw)
         score_by_table(SparseBatch(indptr, keys, values), table, self._num_factors)
         if self.setup.world_size > 1:
             from rayfm.training.exchange import warm_up
@@ -258,7 +259,7 @@ class Worker:
         stop = there if is_last else there // size * size
         entries = self._shard.most_entries(size)
         if start < stop and entries > self._arrived_entries:  # else the scratch of the rows before will do
-            self._scratch = self._new_scratch(self._table, self._shard, max(1, self._threads - 1))
+            self._scratch = self._new_scratch(self._table, self._shard, self._arriving_threads)
             self._arrived_entries = entries
         sums, running = self._train_positions(0, start, stop)
         self._arrived = stop

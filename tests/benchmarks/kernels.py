@@ -22,9 +22,8 @@ import numpy as np  # noqa: E402
 from rayfm.kernels.batches import Rows, scratch_for  # noqa: E402
 from rayfm.kernels.jit import read_only  # noqa: E402
 from rayfm.kernels.scoring import score_by_table  # noqa: E402
-from rayfm.kernels.tables import CODES, new_table, parameters_in, width_of  # noqa: E402
-from rayfm.kernels.training import Rule, train_rows  # noqa: E402
-from rayfm.kernels.vectors import Constant  # noqa: E402
+from rayfm.kernels.tables import CODES, new_table, parameters_in  # noqa: E402
+from rayfm.kernels.training import Rule, compiled_for, train_rows  # noqa: E402
 from tests.benchmarks import plain, workloads  # noqa: E402
 
 f4 = np.float32
@@ -69,15 +68,12 @@ class Contestants:
 
     def touching(self):
         table = self.table("adam")
-        width = Constant(width_of(table.length))
+        width, _, sized = compiled_for(table, np.empty(0, np.uint16))
         rows = [read_only(array) for array in (*self.rows[:3], self.order)]
         features, ends = np.zeros(self.batch.num_entries, np.uint32), np.zeros(self.batch.num_rows, np.int64)
         slots = np.zeros(self.batch.feature_dim, np.int32)
         plain.distinct_features(rows[0], rows[1], rows[3], self.size, slots, features, ends)
-        sizes = (
-            (table.step, table.length) if table.length > width.value else (Constant(table.step), Constant(table.length))
-        )
-        state = table.heads, table.factors, *sizes, features[: ends.max()], ends
+        state = table.heads, table.factors, sized.step, sized.length, features[: ends.max()], ends
         out = np.zeros(16 + 2 * table.length + 64, f4)
         return lambda: plain.touch_epoch(width, *rows, self.size, *state, out)
 
