@@ -55,3 +55,10 @@ def test_file__imports_only_from_below(path):
             assert part in RAY_MAY_BE_IN
         if root == "rayfm" and part != "__init__" and rest and rest[0] != "__version__":
             assert level(rest[0]) <= level(part), f"{part} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_file__cancels_no_task(path):
+    """Ray 2.60 aborts the process that cancels a task which is just ending, much as in ray-project/ray#54798."""
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    assert "ray.cancel" not in [ast.unparse(function) for function in calls]

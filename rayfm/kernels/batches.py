@@ -44,7 +44,7 @@ _ENTRIES_AHEAD, _ROWS_AHEAD = 16, 4
 FIRST_SLOTS = 512
 """How many slots are summed entry by entry: of 16 factors 40 KiB.
 
-A quarter to twice as many took about as long with 16 factors (0.99 to 1.04 times); a quarter 1.1 times with 64.
+Half and twice as many took 1.04 and 0.99 times as long with 16 factors, a quarter 1.1 times with 64.
 """
 
 _GOLDEN = 2654435761
