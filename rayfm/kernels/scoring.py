@@ -39,25 +39,9 @@ def pass_by(state, counts, entry, key, x):  # type: ignore[no-untyped-def]
 
 @exact_part
 def raw_score(  # type: ignore[no-untyped-def]
-    width,
-    start,
-    stop,
-    ahead,
-    keys,
-    values,
-    w0,
-    linear,
-    linear_step,
-    rows,
-    step,
-    begin,
-    k,
-    sums,
-    at,
-    visit,
-    state,
+    width, start, stop, ahead, keys, values, w0, linear, linear_step, rows, step, begin, k, sums, at, visit, state,
     counts,
-):
+):  # fmt: skip
     """Score the row whose entries are ``start:stop``; every kernel that has this gives the same bits.
 
     Parameters
