@@ -200,6 +200,9 @@ def test_train__goes_on_from_a_checkpoint_or_the_start_when_what_was_kept_is_los
 
     def lose(team, state):
         monkeypatch.setattr(Team, "resume", resume)
+        deadline = time.monotonic() + 30  # it is written beside training
+        while is_written and Checkpoints(str(tmp_path / "disturbed")).newest() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
         return resume(team, [Fragile.remote(False).die.remote(), *state[1:]])
 
     monkeypatch.setattr(Team, "resume", lose)
