@@ -145,17 +145,6 @@ def slots_of(apart, table, scratch, thread):  # type: ignore[no-untyped-def]
     return table.heads, value_of(table.step), SLOT
 
 
-@part
-def enter(slots, place, key, touched, features):  # type: ignore[no-untyped-def]
-    """Look up the slot of a feature, which gets one if it has none; return (slot, touched)."""
-    slot = integer(slots, place) - 1
-    is_new = slot < 0
-    slot = touched if is_new else slot  # without a branch, which nothing could predict
-    put_integer(slots, place, slot + 1)
-    put(features, touched, key)
-    return slot, touched + is_new
-
-
 @exact_part
 def error_of(score, label, is_classifier):  # type: ignore[no-untyped-def]
     """Return e, but for the row's weight."""
@@ -181,15 +170,20 @@ def products(error, x):  # type: ignore[no-untyped-def]
 def enter_entry(state, counts, entry, key, x):  # type: ignore[no-untyped-def]
     """Give an entry its slot, and write it down for `sort_rest` if that is none of the first; see `raw_score`.
 
-    What is written down of others is written over, or never read: no branch here could be predicted. Counts are those
-    of slots and of what is written down, where the row begins, and its number in the mini-batch.
+    There is no branch here, as none could be predicted: what is written for nothing is written over, or never read.
+    Counts are those of slots and of what is written down, where the row begins, and its number in the mini-batch.
     """
     slots, step, at, features, row_slots, rest = state
     touched, entries, start, number = counts
-    slot, touched = enter(slots, np.int64(key) * step + at, key, touched, features)
+    place = np.int64(key) * step + at
+    slot = integer(slots, place) - 1
+    is_new = slot < 0
+    slot = touched if is_new else slot
+    put_integer(slots, place, slot + 1)
+    put(features, touched, key)
     put(row_slots, entry - start, min(slot, FIRST_SLOTS))
     store(rest, 4 * entries, four(as_float(slot - FIRST_SLOTS), as_float(number), x, x))
-    return touched, entries + (slot >= FIRST_SLOTS), start, number
+    return touched + is_new, entries + (slot >= FIRST_SLOTS), start, number
 
 
 @part
@@ -308,7 +302,7 @@ def sum_noted(width, table, scratch, owner, threads):  # type: ignore[no-untyped
 
 
 @part
-def sort_rest(entries, touched, scratch, thread):  # type: ignore[no-untyped-def]
+def sort_rest(touched, entries, scratch, thread):  # type: ignore[no-untyped-def]
     """Sort what a thread has not summed by slot, which keeps the order of the rows."""
     rest, ends, sorted_rest = scratch.rest[thread], scratch.ends[thread], scratch.sorted_rest[thread]
     slots = max(touched - FIRST_SLOTS, 0)

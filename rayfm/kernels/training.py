@@ -27,6 +27,7 @@ from rayfm.kernels.batches import (
     FIRST_SLOTS,
     Rows,
     Scratch,
+    error_of,
     score_rows,
     slots_of,
     sort_rest,
@@ -238,7 +239,7 @@ def sum_of(errors, count):  # type: ignore[no-untyped-def]
 
 @kernel
 def train_together(width, code, shared, alone, rows, order, rule, steps, table, scratch, thread, threads, raw):  # type: ignore[no-untyped-def]
-    """Do one thread's part of `train_rows` with threads that work together."""
+    """Do one thread's part of `train_rows` with threads that work together, or of one that is `alone`."""
     size = rule.mini_batch_size
     totals = scratch.totals
     for begin in range(0, len(order), size):
@@ -256,7 +257,7 @@ def train_together(width, code, shared, alone, rows, order, rule, steps, table, 
         lr = rates(code, rule, steps)
         if not value_of(alone):
             touched, entries = sum_noted(width, table, scratch, thread, threads)
-        sort_rest(entries, touched, scratch, thread)
+        sort_rest(touched, entries, scratch, thread)
         squares = np.float64(
             update(width, code, shared, not value_of(alone), rule, lr, touched, table, scratch, thread, 0)
         )
@@ -290,7 +291,7 @@ def train_racing(width, code, shared, rows, order, rule, steps, table, scratch, 
         squares = np.float64(0.0)
         if is_finite(errors):
             lr = rates(code, rule, steps + batch)
-            sort_rest(entries, touched, scratch, thread)
+            sort_rest(touched, entries, scratch, thread)
             squares += update(width, code, shared, True, rule, lr, touched, table, scratch, thread, thread)
             squares += update_bias(code, rule, lr[0], errors, end - begin, table)
         if not is_finite(errors + squares):
@@ -322,9 +323,7 @@ def train_row_by_row(width, code, shared, rows, order, rule, steps, table, scrat
             sums, 0, pass_by, 0, 0,
         )  # fmt: skip
         put(raw, position, score)
-        if rule.classifier:
-            score = one / (one + np.exp(-score))
-        error = score - item(rows.labels, row)
+        error = error_of(score, item(rows.labels, row), rule.classifier)
         if len(rows.weights):
             error *= item(rows.weights, row)
         lr = rates(code, rule, steps + position + 1)
