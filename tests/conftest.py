@@ -28,6 +28,7 @@ os.environ |= {
     "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
 }
 os.environ.pop("RAY_ADDRESS", None)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # images set it: each of some 500 processes would compile all of rayfm
 
 import boto3
 import hypothesis

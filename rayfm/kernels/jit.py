@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import filelock
@@ -22,6 +25,24 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 COMPILING_S = 120.0
 """How long a process waits for another to compile the same kernel, before it does so itself."""
+
+
+def _load_array_functions() -> None:
+    """Have Numba load its functions of arrays without all of scipy.linalg, of which no kernel calls anything.
+
+    It only asks whether there is a BLAS, and asks again when it compiles a call of one. That is a fifth of what a
+    process needs to be ready for its first kernel.
+    """
+    name = "scipy.linalg.cython_blas"
+    if name not in sys.modules:
+        sys.modules[name] = ModuleType(name)
+        try:
+            importlib.import_module("numba.np.arraymath")
+        finally:
+            del sys.modules[name]
+
+
+_load_array_functions()
 
 
 def _cache_folder() -> str:

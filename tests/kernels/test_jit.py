@@ -51,6 +51,23 @@ print(sum(training.train_together.stats.cache_misses.values()))
 """
 
 
+LINEAR_ALGEBRA = """
+import sys
+import numba
+import numpy as np
+import rayfm.kernels.scoring
+
+print([name for name in sys.modules if name.startswith("scipy.linalg")])
+a = np.array([[1.0, 2.0], [3.0, 4.0]])
+print(numba.njit(lambda a: a @ a)(a).tolist(), "scipy.linalg.cython_blas" in sys.modules)
+"""
+
+
+def test_numba__brings_in_scipys_linear_algebra_only_when_a_user_needs_it():
+    said = subprocess.run([sys.executable, "-c", LINEAR_ALGEBRA], capture_output=True, text=True, check=True)
+    assert said.stdout.splitlines() == ["[]", "[[7.0, 10.0], [15.0, 22.0]] True"]
+
+
 def test_kernels__are_compiled_once_by_processes_that_start_together(tmp_path):
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", MISSES]
