@@ -63,6 +63,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group("ray"))
 
 
+@pytest.fixture
+def in_a_pool(monkeypatch):
+    """Score few rows as many are scored, and not in this process."""
+    monkeypatch.setattr("rayfm.training.cluster.BYTES_HERE", -1)
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint():
     """A real S3 API over HTTP on the loopback interface, with an empty bucket; the environment points at it."""

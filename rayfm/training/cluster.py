@@ -37,6 +37,9 @@ _LOSSES = {
 }
 """What to say when something was lost that can be had again."""
 
+BYTES_HERE = 8 * 2**20
+"""In which time a process reads as much, another starts, which takes a second; a Ray takes four."""
+
 SPILLING_LIMIT = 0.95
 """Ray spills nothing to a disk that is fuller."""
 
@@ -124,6 +127,26 @@ def cluster_cpus() -> float:
 def is_one_machine() -> bool:
     """Tell whether the cluster is a single node."""
     return sum(bool(node["Alive"]) for node in ray.nodes()) == 1
+
+
+def connect_unless_few(size_bytes: int | None, address: str | None = None) -> bool:
+    """Tell whether so few bytes are best read by this process; join the cluster that is meant where they are not.
+
+    They are where the cluster is this machine alone, or would be started for them.
+    """
+    if not _is_here(address):
+        connect(address)
+    if size_bytes is not None and size_bytes <= BYTES_HERE and _is_here(address):
+        return True
+    connect(address)
+    return False
+
+
+def _is_here(address: str | None) -> bool:
+    """Tell whether the cluster that is meant is this machine and no other, without starting any."""
+    if ray.is_initialized():
+        return this_node() is not None and is_one_machine()
+    return addresses.meant(address) is None
 
 
 def quiet_data_context() -> Any:

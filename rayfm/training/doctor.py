@@ -1,4 +1,4 @@
-"""Look through data for everything that is wrong with it, all files in parallel, and stop at nothing.
+"""Look through data for everything that is wrong with it, large files in parallel, and stop at nothing.
 
 Training stops at the first bad record; this reads on and counts them, so that they can be put right at once.
 """
@@ -33,6 +33,9 @@ from rayfm.training.sources import MAX_PIECE_BYTES, MIN_PIECE_BYTES
 
 Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
+
+CallEach = Callable[[Callable[..., Any], Iterable[tuple[Any, ...]]], list[Any]]
+"""Calls a function with each of the arguments, and returns the results in their order."""
 
 
 def check(
@@ -71,16 +74,17 @@ def check(
     except DataError as error:  # a damaged manifest
         return CheckReport((_of_file(str(uris), error),), _described([], {}, Facts(), {}, None))
     options, findings = _settle_index_base(files, options or ReadOptions())
-    cluster.connect(address)
-    pieces, formats, file_findings = _cut_each(files, options)
+    is_here = cluster.connect_unless_few(sum(file.size_bytes for file in files), address)
+    call_each = _one_by_one if is_here else _in_parallel
+    pieces, formats, file_findings = _cut_each(files, options, 0.5 if is_here else cluster.cluster_cpus())
     rules = _Rules(feature_dim, predictor_type == "binary_classifier", options.needs_labels)
-    examined = _examine_all(pieces, options, rules)
+    examined = _examine_all(pieces, options, rules, call_each)
     widths = _merged(part.widths for part in examined)
     problems = _merged(part.problems for part in examined)
     if feature_dim is None:
         problems = _merged([problems, _width_conflict(widths)])
     findings += [*file_findings, *(error for part in examined for error in part.errors)]
-    findings += _numbered(problems, pieces)
+    findings += _numbered(problems, pieces, call_each)
     facts = reduce(Facts.merge, (part.facts for part in examined), Facts())
     described = _described(files, formats, facts, widths, options.index_base)
     if feature_dim is None and widths and facts.largest_key is not None and facts.largest_key >= min(widths):
@@ -111,9 +115,11 @@ def _settle_index_base(files: list[InputFile], options: ReadOptions) -> tuple[Re
     return options, []
 
 
-def _cut_each(files: list[InputFile], options: ReadOptions) -> tuple[list[Piece], dict[str, int], list[Finding]]:
+def _cut_each(
+    files: list[InputFile], options: ReadOptions, cpus: float
+) -> tuple[list[Piece], dict[str, int], list[Finding]]:
     """Cut every file that can be cut; return the pieces, the number of files by format, and what is wrong."""
-    share = sum(file.size_bytes for file in files) / max(1.0, 2 * cluster.cluster_cpus())
+    share = sum(file.size_bytes for file in files) / max(1.0, 2 * cpus)
     target = int(min(max(share, MIN_PIECE_BYTES), MAX_PIECE_BYTES))
     pieces: list[Piece] = []
     formats: Counter[str] = Counter()
@@ -238,8 +244,8 @@ def _examine(pieces: list[tuple[int, Piece]], options: ReadOptions, rules: _Rule
     return examinations
 
 
-def _examine_all(pieces: list[Piece], options: ReadOptions, rules: _Rules) -> list[_Examination]:
-    """Read all pieces in parallel, small ones several at a time; the results are in their order."""
+def _examine_all(pieces: list[Piece], options: ReadOptions, rules: _Rules, call_each: CallEach) -> list[_Examination]:
+    """Read all pieces, small ones several at a time; the results are in their order."""
     groups: list[list[tuple[int, Piece]]] = []
     room = 0
     for index, piece in enumerate(pieces):
@@ -248,7 +254,7 @@ def _examine_all(pieces: list[Piece], options: ReadOptions, rules: _Rules) -> li
             room = MIN_PIECE_BYTES
         groups[-1].append((index, piece))
         room -= piece.size_bytes
-    results = _in_parallel(_examine, [(group, options, rules) for group in groups])
+    results = call_each(_examine, [(group, options, rules) for group in groups])
     return [examination for group in results for examination in group]
 
 
@@ -263,14 +269,19 @@ def _width_conflict(widths: dict[int, _Occurrence]) -> dict[Problem, _Occurrence
     return {Problem.WRONG_WIDTH: _Occurrence(count, first.place, problem, EQUAL_WIDTHS)}
 
 
-def _numbered(problems: dict[Problem, _Occurrence], pieces: list[Piece]) -> list[Finding]:
+def _numbered(problems: dict[Problem, _Occurrence], pieces: list[Piece], call_each: CallEach) -> list[Finding]:
     """Make findings of problems, looking up the numbers of the records in their files."""
     places = [(pieces[occurrence.place[0]], occurrence.place[1]) for occurrence in problems.values()]
-    numbers = _in_parallel(record_number, places)
+    numbers = call_each(record_number, places)
     return [
         Finding(str(kind), found.count, piece.uri, number, found.problem, found.remedy)
         for (kind, found), (piece, _), number in zip(problems.items(), places, numbers, strict=True)
     ]
+
+
+def _one_by_one(function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> list[Result]:
+    """Call a function in this process."""
+    return [function(*arguments) for arguments in calls]
 
 
 def _in_parallel(function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> list[Result]:

@@ -2,6 +2,8 @@
 
 An actor reads a part of the source, scores it and hands over the result, so rows never travel. The pool lives as long
 as one execution: whatever ends that also ends the processes in which it may have been cut off in the middle.
+
+Few rows need no pool, and on a single machine not even a Ray: this process reads and scores them by itself.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ def results(
     rules: RowRules,
     compute: Compute,
     check: Callable[[], None] = lambda: None,
+    address: str | None = None,
 ) -> Generator[pa.Table, None, None]:
     """Yield what `compute` makes of all rows, in the order of the input, while later rows are worked on.
 
@@ -60,6 +63,8 @@ def results(
         Called in the actors, with a few thousand rows at a time.
     check
         Called while the cluster has no CPU free; what it raises ends the wait.
+    address
+        The Ray cluster; see `cluster.connect`.
 
     Raises
     ------
@@ -72,6 +77,9 @@ def results(
     source, notes = source.settled(trained_base if trained_base in (0, 1) else None)
     for note in notes:
         _LOG.warning(note)
+    if cluster.connect_unless_few(source.size_bytes, address):
+        yield from (compute(machine, uri, batch) for uri, batch in source.rows(rules))
+        return
     cluster.quiet_data_context()
     cluster.wait_for_a_cpu(check)
     try:

@@ -1,4 +1,4 @@
-"""Scores and measures of whole data sets, through a pool of actors: rows are scored where they are read.
+"""Scores and measures of whole data sets: rows are scored where they are read (pool.py).
 
 The rows take the road that training data takes, so the same inputs are understood and the same mistakes found.
 """
@@ -24,7 +24,6 @@ from rayfm.metrics import RankingCounts, Sums, sums_for
 from rayfm.model import FactorizationMachine
 from rayfm.reading import ReadOptions
 from rayfm.storage import atomic_writer, resolve
-from rayfm.training import cluster
 from rayfm.training.pool import results
 from rayfm.training.sources import Source, as_source
 
@@ -96,7 +95,6 @@ def predict(
     )
     machine = loaded(model)
     source = as_source(data, options=plan.options)
-    cluster.connect(address)
     num_rows = 0
 
     def contents(parts: Iterator[ScoredPart]) -> Iterator[bytes]:
@@ -106,7 +104,7 @@ def predict(
             yield part.content
         _require_rows(num_rows, source)  # here, so that the encoding and the file end by it
 
-    with closing(plan.scored(machine, source)) as parts, _opened(output) as file:
+    with closing(plan.scored(machine, source, address=address)) as parts, _opened(output) as file:
         plan.encoding.join(file, contents(parts))
     return PredictionSummary(num_rows, time.perf_counter() - started, output)
 
@@ -164,11 +162,15 @@ class ScoringPlan:
         return cls(encoding, replace(options, needs_labels=False, columns=columns), kept)
 
     def scored(
-        self, machine: FactorizationMachine, source: Source, check: Callable[[], None] = lambda: None
+        self,
+        machine: FactorizationMachine,
+        source: Source,
+        check: Callable[[], None] = lambda: None,
+        address: str | None = None,
     ) -> Generator[ScoredPart, None, None]:
         """Yield the encoded scores of all rows, in the order of the input; see `pool.results`."""
         rules = RowRules(machine.feature_dim, needs_labels=False)
-        with closing(results(machine, source, rules, self._encode, check)) as tables:
+        with closing(results(machine, source, rules, self._encode, check, address)) as tables:
             for table in tables:
                 yield from (ScoredPart(**row) for row in table.to_pylist())
 
@@ -223,11 +225,11 @@ def evaluate(
     """
     machine = loaded(model)
     source = as_source(data, labels, options=replace(options or ReadOptions(), needs_labels=True))
-    cluster.connect(address)
     sums: list[Sums] = [sums_for(machine.predictor_type)()]
     rankings = [RankingCounts()]
     num_rows = 0
-    for table in results(machine, source, RowRules(machine.feature_dim, machine.is_classifier), _measure):
+    rules = RowRules(machine.feature_dim, machine.is_classifier)
+    for table in results(machine, source, rules, _measure, address=address):
         num_rows += sum(table["num_rows"].to_pylist())
         sums += [type(sums[0])(*values) for values in table["sums"].to_pylist()]
         if machine.is_classifier:

@@ -90,6 +90,10 @@ class Source(Protocol):
         """Read all rows, without uids and extras; return what must be kept for the blocks to live, and the blocks."""
         ...
 
+    def rows(self, rules: RowRules) -> Iterator[Rows]:
+        """Read and check all rows in this process."""
+        ...
+
     def settled(self, index_base: int | None) -> tuple[Source, list[str]]:
         """Return the source with every guess made, and what the user should know of them.
 
@@ -159,6 +163,10 @@ class FilesSource:
         cluster.quiet_data_context()
         return blocks.by_ray_data(self.parts(), self.reader(rules))
 
+    def rows(self, rules: RowRules) -> Iterator[Rows]:
+        """Read the files one after the other."""
+        return _rows_of_pieces(cut(self._listed(), self.options, MAX_PIECE_BYTES), self.options, rules)
+
     def _listed(self) -> tuple[InputFile, ...]:
         return tuple(list_files(self.uris)) if self.files is None else self.files
 
@@ -206,6 +214,11 @@ class MemorySource:
         self.reader(rules)
         return None, blocks.put(replace(self, batch=replace(self.batch, uids=None, extras=None))._slices())
 
+    def rows(self, rules: RowRules) -> Iterator[Rows]:
+        """Check the rows and take them as they are."""
+        self.reader(rules)
+        return (("", batch) for batch in self._slices())
+
 
 @dataclass(frozen=True, slots=True)
 class DatasetSource:
@@ -243,6 +256,12 @@ class DatasetSource:
         """Convert and check block by block."""
         cluster.quiet_data_context()
         return blocks.by_ray_data(self.parts(), self.reader(rules))
+
+    def rows(self, rules: RowRules) -> Iterator[Rows]:
+        """Fetch block by block."""
+        reader = self.reader(rules)
+        for reference in self.parts().to_arrow_refs():
+            yield from reader(ray.get(reference))
 
 
 def as_source(
@@ -324,9 +343,13 @@ def _piece_table(pieces: list[Piece]) -> pa.Table:
 
 def _read_pieces(part: pa.Table, options: ReadOptions, rules: RowRules) -> Iterator[Rows]:
     """Read the pieces that a part of files lists."""
-    for piece in part.to_pylist():
-        for chunk in read_piece(Piece(**piece), options, rules):
-            yield piece["uri"], chunk.batch
+    return _rows_of_pieces([Piece(**piece) for piece in part.to_pylist()], options, rules)
+
+
+def _rows_of_pieces(pieces: Iterable[Piece], options: ReadOptions, rules: RowRules) -> Iterator[Rows]:
+    for piece in pieces:
+        for chunk in read_piece(piece, options, rules):
+            yield piece.uri, chunk.batch
 
 
 def _read_rows(part: pa.Table) -> Iterator[Rows]:

@@ -1,8 +1,8 @@
 """Batch transform: a file of scores for every file of a data set, as SageMaker's batch transform makes them.
 
-All files are scored in one execution of Ray Data: small ones share the calls of an actor, large ones are cut into
-pieces that several actors work on. The process that asked for it strings together what comes back, in the order of
-the files, and writes one after the other.
+All files are scored in one go (pool.py): small ones share the calls of an actor, large ones are cut into pieces that
+several actors work on. The process that asked for it strings together what comes back, in the order of the files, and
+writes one after the other.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from rayfm.model import FactorizationMachine
 from rayfm.reading import ReadOptions
 from rayfm.storage import InputFile, absolute, atomic_writer, check_writable, join, list_files, read_bytes
 from rayfm.storage.uris import OPTIONS, SCHEME
-from rayfm.training import cluster
 from rayfm.training.scoring import ScoredPart, ScoringPlan, loaded
 from rayfm.training.sources import FilesSource
 
@@ -115,9 +114,8 @@ def transform(
     files, outputs = _inputs_and_outputs(data, output_path)
     check_writable(output_path)
     source = FilesSource(tuple(outputs), plan.options, tuple(files))
-    cluster.connect(address)
     writer = _Writer(plan, machine, outputs, watcher)
-    with closing(plan.scored(machine, source, writer.report)) as parts:
+    with closing(plan.scored(machine, source, writer.report, address)) as parts:
         writer.write(parts)
     return TransformSummary(writer.num_rows, len(outputs), time.perf_counter() - started, tuple(outputs.values()))
 

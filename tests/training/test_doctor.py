@@ -233,7 +233,7 @@ def test_check__reports_a_damaged_manifest_and_raises_for_files_that_do_not_exis
         check(tmp_path / "nowhere.libsvm")
 
 
-def test_check__finds_the_first_in_the_order_of_the_files_however_they_are_cut(tmp_path, monkeypatch):
+def test_check__finds_the_first_in_the_order_of_the_files_however_they_are_cut(tmp_path, monkeypatch, in_a_pool):
     batch = sound_batch(4000)
     clean = SparseBatch(batch.indptr, batch.keys, batch.values.copy(), batch.labels)
     ill = SparseBatch(batch.indptr, batch.keys, batch.values.copy(), batch.labels)
@@ -274,7 +274,7 @@ def test_check__gives_advice(text, content, predictor_type, expected):
     assert suggestion.startswith(expected)
 
 
-def test_check__reads_from_s3(bucket):
+def test_check__reads_from_s3(bucket, in_a_pool):
     bucket.put_object(Key="in/a.libsvm", Body=b"1 0:1\n0 1:nan\n")
     finding = only(check(f"s3://{bucket.name}/in/"), Problem.NOT_FINITE)
     assert finding.place == f"s3://{bucket.name}/in/a.libsvm:2"

@@ -78,7 +78,7 @@ def batch():
 
 
 @pytest.mark.parametrize("predictor_type", ["regressor", "binary_classifier"])
-def test_predict__scores_many_files_in_order(tmp_path, batch, predictor_type, monkeypatch):
+def test_predict__scores_many_files_in_order(tmp_path, batch, predictor_type, monkeypatch, in_a_pool):
     monkeypatch.setattr("rayfm.training.sources.MIN_PIECE_BYTES", 2**12)  # many read tasks
     model = machine(predictor_type)
     folder = write_parts(tmp_path / "in", batch, 30)
@@ -89,7 +89,7 @@ def test_predict__scores_many_files_in_order(tmp_path, batch, predictor_type, mo
     np.testing.assert_allclose(scores_in(tmp_path / "scores.jsonl"), expected(model, batch), rtol=2e-5, atol=2e-5)
 
 
-def test_predict__gives_every_row_of_one_file_in_order_however_it_is_cut(tmp_path, monkeypatch):
+def test_predict__gives_every_row_of_one_file_in_order_however_it_is_cut(tmp_path, monkeypatch, in_a_pool):
     batch = make_rows(5000, seed=3)
     model = machine()
     for name, write in (("a.pbr", recordio.write), ("a.libsvm", libsvm.write)):
@@ -143,7 +143,7 @@ def _answer(payload):
     return {**answer, "uid": record.uid}
 
 
-def test_predict__keeps_uids_of_files_that_have_some_beside_files_that_have_none(tmp_path, monkeypatch):
+def test_predict__keeps_uids_of_files_that_have_some_beside_files_that_have_none(tmp_path, monkeypatch, in_a_pool):
     with_uids = make_rows(20, uids=np.array([f"u{index}" for index in range(20)], object))
     without = make_rows(30, seed=1)
     for name, part in (("a", without), ("b", with_uids), ("c", without)):
@@ -195,7 +195,7 @@ def test_predict__warns_when_it_has_to_guess_where_text_counts_from(tmp_path, ca
     assert "features are counted from 1" in caplog.text
 
 
-def test_predict__names_file_and_record_of_a_key_outside_the_model(tmp_path):
+def test_predict__names_file_and_record_of_a_key_outside_the_model(tmp_path, in_a_pool):
     (tmp_path / "in.libsvm").write_text("1 0:1\n1 3:1\n0 40:1\n")
     with pytest.raises(DataError, match=r"in\.libsvm:3: feature key 40 is outside feature_dim=40"):
         predict(machine(), tmp_path / "in.libsvm", output=str(tmp_path / "out.txt"))
@@ -254,7 +254,7 @@ def test_predict__interrupted_leaves_no_output_and_frees_the_cluster(tmp_path):
     assert ray.get(ray.remote(lambda: 1).options(num_cpus=8).remote(), timeout=30) == 1
 
 
-def test_predict__leaves_nothing_of_the_model_in_the_object_store(tmp_path, batch):
+def test_predict__leaves_nothing_of_the_model_in_the_object_store(tmp_path, batch, in_a_pool):
     wide = FactorizationMachine(0.0, np.ones(2**20, np.float32), np.ones((2**20, 8), np.float32))
     free = ray.available_resources()["object_store_memory"]
     for _ in range(2):
@@ -266,7 +266,7 @@ def test_predict__leaves_nothing_of_the_model_in_the_object_store(tmp_path, batc
     assert ray.available_resources()["object_store_memory"] >= free - 2**24
 
 
-def test_evaluate__equals_scikit_learn_for_a_regressor(tmp_path, batch, monkeypatch):
+def test_evaluate__equals_scikit_learn_for_a_regressor(tmp_path, batch, monkeypatch, in_a_pool):
     monkeypatch.setattr("rayfm.training.sources.MIN_PIECE_BYTES", 2**12)
     model = machine()
     measures = evaluate(model, write_parts(tmp_path / "in", batch, 10))
@@ -279,7 +279,7 @@ def test_evaluate__equals_scikit_learn_for_a_regressor(tmp_path, batch, monkeypa
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_evaluate__equals_scikit_learn_for_a_classifier(tmp_path, monkeypatch, weighted):
+def test_evaluate__equals_scikit_learn_for_a_classifier(tmp_path, monkeypatch, weighted, in_a_pool):
     monkeypatch.setattr("rayfm.training.sources.MIN_PIECE_BYTES", 2**12)
     weights = np.random.default_rng(1).integers(1, 5, NUM_ROWS).astype(np.float32) if weighted else None
     batch = make_rows(weights=weights)

@@ -5,6 +5,8 @@ import io
 import itertools
 import json
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -79,7 +81,7 @@ def wait_until(condition, timeout_s=20):
 
 
 @pytest.fixture
-def small_pieces(monkeypatch):
+def small_pieces(monkeypatch, in_a_pool):
     """Cut small files into many pieces, for many actors."""
     monkeypatch.setattr("rayfm.training.sources.MIN_PIECE_BYTES", 3_000)
     monkeypatch.setattr("rayfm.training.sources.MAX_PIECE_BYTES", 3_000)
@@ -295,7 +297,7 @@ def test_scored__ends_its_actors_when_the_consumer_stops_early(tmp_path, small_p
     wait_until(lambda: not pool_actors())
 
 
-def test_results__fail_when_an_actor_dies(tmp_path):
+def test_results__fail_when_an_actor_dies(tmp_path, in_a_pool):
     source = FilesSource((write(tmp_path / "in.pbr", make_rows(5)),))
 
     def die(model, uri, batch):
@@ -306,6 +308,48 @@ def test_results__fail_when_an_actor_dies(tmp_path):
     wait_until(lambda: not pool_actors())
 
 
+def test_results__of_few_rows_are_those_of_a_pool(tmp_path, monkeypatch):
+    batch = make_rows(3000, 5)
+    given = write(tmp_path / "in.pbr", batch), batch
+    for number, data in enumerate(given):
+        predict(machine(), data, output=str(tmp_path / f"{number}.jsonl"))
+    monkeypatch.setattr("rayfm.training.cluster.BYTES_HERE", -1)
+    for number, data in enumerate(given, start=2):
+        predict(machine(), data, output=str(tmp_path / f"{number}.jsonl"))
+    here = (tmp_path / "0.jsonl").read_bytes()
+    assert scores_in(tmp_path / "0.jsonl").tolist() == machine().predict(batch).tolist()
+    assert [(tmp_path / f"{number}.jsonl").read_bytes() == here for number in range(4)] == [True] * 4
+
+
+WITHOUT_A_RAY = """
+import sys
+import ray
+import rayfm
+from rayfm.errors import ResourceError
+from rayfm.training.transform import transform
+
+model, data, folder = sys.argv[1:]
+assert rayfm.predict(model, data, output=f"{folder}/scores.csv").num_rows == 50
+assert rayfm.evaluate(model, data)["num_rows"] == 50
+assert transform(model, data, output_path=f"{folder}/out").num_rows == 50
+assert not ray.is_initialized() and "ray.data" not in sys.modules
+try:
+    rayfm.predict(model, data, output=f"{folder}/scores.csv", address="127.0.0.1:1")
+except ResourceError as error:
+    print(error)
+"""
+
+
+def test_results__of_few_rows_start_no_ray_unless_another_is_meant(tmp_path):
+    machine().save(tmp_path / "model.safetensors")
+    arguments = tmp_path / "model.safetensors", write(tmp_path / "in.pbr", make_rows(50)), tmp_path
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", WITHOUT_A_RAY, *map(str, arguments)]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert said.startswith("no Ray cluster answered at 127.0.0.1:1")
+    assert files_below(tmp_path) == ["in.pbr", "model.safetensors", "out/in.pbr.out", "scores.csv"]
+
+
 def test_results__leave_a_cpu_to_the_making_of_a_lazy_dataset(tmp_path):
     frame = pa.table({f"x{index}": np.ones(400, np.float32) for index in range(FEATURE_DIM)})
     dataset = ray.data.from_arrow(frame).repartition(40).map_batches(lambda batch: batch, num_cpus=2)
@@ -313,7 +357,7 @@ def test_results__leave_a_cpu_to_the_making_of_a_lazy_dataset(tmp_path):
     assert len(np.loadtxt(tmp_path / "out.csv")) == 400
 
 
-def test_transform__reads_from_and_writes_to_s3_with_names_below_the_prefix(tmp_path, bucket):
+def test_transform__reads_from_and_writes_to_s3_with_names_below_the_prefix(tmp_path, bucket, in_a_pool):
     batch = make_rows(20)
     buffer = io.BytesIO()
     recordio.write(buffer, batch)
