@@ -97,14 +97,14 @@ def scratch_for(
     racing: bool = False,
     is_shared: bool = False,
 ) -> Scratch:
-    """Allocate what threads need.
+    """Allocate what so many threads need, or fewer.
 
     Parameters
     ----------
     capacity
         The most entries that a mini-batch has.
     noted_capacity
-        The most that a thread's part of one has, when threads work together; `capacity` when left out.
+        The most that half of the rows of one have, when threads work together; `capacity` when left out.
     is_shared
         Mark the features that are updated, and heed how many workers have them.
     """

@@ -431,9 +431,10 @@ def train_rows(
     scratch: Scratch,
     raw: Float32,
     *,
+    threads: int | None = None,
     racing: bool = False,
 ) -> int:
-    """Train on the rows `order`, in that order, a mini-batch at a time, in as many threads as the scratch is for.
+    """Train on the rows `order`, in that order, a mini-batch at a time.
 
     Parameters
     ----------
@@ -445,6 +446,8 @@ def train_rows(
         Modified in place.
     raw
         Shape (len(order),). Receives each row's raw score before its mini-batch's update.
+    threads
+        As many as the scratch is for, when left out, or fewer.
     racing
         Whether threads race, or work together; as the scratch was made for.
 
@@ -454,7 +457,7 @@ def train_rows(
         Updates made in all, or -1 - n when the update after n updates met a loss or a squared gradient that is not
         finite.
     """
-    threads = len(scratch.noted)
+    threads = threads or len(scratch.noted)
     ends = [steps] * threads
     width, shared, table = compiled_for(table, scratch.marks)
     constants, alone = (width, Constant(code), shared), Constant(int(threads == 1))

@@ -34,6 +34,7 @@ from rayfm.model import draw_parameters
 from rayfm.training import job
 from rayfm.training.averaging import Plan, local_rate_scales, ranges, steps_of_round
 from rayfm.training.messages import OrderError, Published, RoundReport, WorkerSetup, used_threads
+from rayfm.training.pace import Pace
 from rayfm.training.shard import BlockSlice, Shard
 
 if TYPE_CHECKING:  # kernels are brought in where they are used: the controller has no use for Numba
@@ -78,11 +79,7 @@ class Worker:
         self._finished: Parameters | None = None
         self._code, self._num_factors = CODES[values.optimizer], values.num_factors
         self._threads = used_threads(values, setup.threads)
-
-    @property
-    def _arriving_threads(self) -> int:
-        """In how many threads it trains while rows are read: who is not alone never does."""
-        return max(1, self._threads - 1) if self.setup.world_size == 1 else self._threads
+        self._pace = Pace(self._threads)
 
     @property
     def _parameters(self) -> Parameters:
@@ -129,7 +126,7 @@ class Worker:
                 batch = self._shard.add(part)
                 if is_shared:
                     self._count(batch)
-        self._scratch = self._new_scratch(self._table, self._shard, self._threads)
+        self._scratch = self._new_scratch(self._table, self._shard)
         if is_shared:
             from rayfm.training.exchange import Exchange
 
@@ -180,9 +177,9 @@ class Worker:
         indptr, keys, values = np.zeros(2, np.int64), np.empty(0, np.uint32), np.empty(0, np.float32)
         label, raw = np.zeros(1, np.float32), np.zeros(1, np.float32)
         rows, table = Rows(indptr, keys, values, label, NO_WEIGHTS), self._new_table(2)
-        for threads in {self._threads, self._arriving_threads}:
-            scratch = self._new_scratch(table, Shard([], 1, 0), threads)
-            self._train_rows(rows, np.zeros(1, np.int64), self._rule_after(0.0), 0, table, scratch, raw)
+        scratch = self._new_scratch(table, Shard([], 1, 0))
+        for threads in {self._threads, 1}:  # a kernel for each: of several, and of one
+            self._train_rows(rows, np.zeros(1, np.int64), self._rule_after(0.0), 0, table, scratch, raw, threads)
         score_by_table(SparseBatch(indptr, keys, values), table, self._num_factors)
         if self.setup.world_size > 1:
             from rayfm.training.exchange import warm_up
@@ -193,7 +190,7 @@ class Worker:
     def _new_table(self, feature_dim: int) -> Table:
         return new_table(self._code, feature_dim, self._num_factors)
 
-    def _new_scratch(self, table: Table, shard: Shard, threads: int) -> Scratch:
+    def _new_scratch(self, table: Table, shard: Shard) -> Scratch:
         from rayfm.kernels.batches import scratch_for
 
         values = self.setup.hyperparameters
@@ -206,10 +203,10 @@ class Worker:
             )
         return scratch_for(
             table,
-            threads,
+            self._threads,
             rows,
             entries,
-            shard.most_entries(-(-rows // threads)),
+            shard.most_entries(-(-rows // 2)),
             racing=values.hogwild,
             is_shared=self.setup.world_size > 1,
         )
@@ -243,7 +240,7 @@ class Worker:
     def train_arrived(self, slices: list[BlockSlice], *, is_last: bool) -> RoundReport:
         """Train the first epoch, in file order, on rows as they are read; for a worker that is alone.
 
-        Rows of a mini-batch that is not whole wait for the next call. A thread less than later, as somebody reads.
+        Rows of a mini-batch that is not whole wait for the next call.
 
         Parameters
         ----------
@@ -259,19 +256,28 @@ class Worker:
         stop = there if is_last else there // size * size
         entries = self._shard.most_entries(size)
         if start < stop and entries > self._arrived_entries:  # else the scratch of the rows before will do
-            self._scratch = self._new_scratch(self._table, self._shard, self._arriving_threads)
+            self._scratch = self._new_scratch(self._table, self._shard)
             self._arrived_entries = entries
-        sums, running = self._train_positions(0, start, stop)
+        sums, running = self._train_positions(0, start, stop, is_reading=True)
         self._arrived = stop
         return RoundReport(self.rank, stop - start, sums, running, time.perf_counter() - began)
 
-    def _train_positions(self, epoch: int, start: int, stop: int) -> tuple[Sums, list[tuple[int, Sums]]]:
-        """Train on the positions ``start:stop`` of an epoch; return their sums, and the running ones."""
+    def _train_positions(
+        self, epoch: int, start: int, stop: int, *, is_reading: bool = False
+    ) -> tuple[Sums, list[tuple[int, Sums]]]:
+        """Train on the positions ``start:stop`` of an epoch; return their sums, and the running ones.
+
+        While somebody reads, in a thread less.
+        """
         self._round_sums = self._sums_type()
         seed = (self.setup.seed, epoch, self.rank) if self.setup.hyperparameters.shuffle else None
         running: list[tuple[int, Sums]] = []
         for batch, order in self._shard.segments(start, stop, seed):
-            raw = self._train(batch, order, epoch)
+            threads = self._pace.threads(self._threads - 1 if is_reading else self._threads)
+            began = time.perf_counter()
+            raw = self._train(batch, order, epoch, threads)
+            if not is_reading:
+                self._pace.took(threads, len(order), time.perf_counter() - began)
             running += self._add_metrics(batch, order, raw)
         self._epoch_sums += self._round_sums
         return self._round_sums, running
@@ -425,13 +431,13 @@ class Worker:
             rescale_ftrl(rule, self._scratch.marks, self._table)
         self._rule = rule
 
-    def _train(self, batch: SparseBatch, order: NDArray[np.int64], epoch: int) -> NDArray[np.float32]:
+    def _train(self, batch: SparseBatch, order: NDArray[np.int64], epoch: int, threads: int) -> NDArray[np.float32]:
         from rayfm.kernels.batches import Rows
 
         raw = np.empty(len(order), np.float32)
         weights = NO_WEIGHTS if batch.weights is None else batch.weights
         rows = Rows(batch.indptr, batch.keys, batch.values, batch.labels_or_nan, weights)
-        steps = self._train_rows(rows, order, self._rule, self._steps, self._table, self._scratch, raw)
+        steps = self._train_rows(rows, order, self._rule, self._steps, self._table, self._scratch, raw, threads)
         if steps < 0:
             raise self._divergence(epoch, -1 - steps)
         self._steps = steps
@@ -446,11 +452,13 @@ class Worker:
         table: Table,
         scratch: Scratch,
         raw: NDArray[np.float32],
+        threads: int,
     ) -> int:
         from rayfm.kernels.training import train_rows
 
         racing = self.setup.hyperparameters.hogwild
-        return train_rows(self._code, rows, order, rule, steps, table, scratch, raw, racing=racing)
+        threads = self._threads if racing else threads
+        return train_rows(self._code, rows, order, rule, steps, table, scratch, raw, threads=threads, racing=racing)
 
     def _divergence(self, epoch: int, step: int) -> DivergenceError:
         rates = ", ".join(

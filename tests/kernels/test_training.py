@@ -1,5 +1,7 @@
 """The compiled training loop against the naive one, for every optimizer, task and option."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -141,9 +143,7 @@ def test_train_rows__equals_naive_loop_in_several_threads(optimizer, threads, si
     assert_equal_naive(batch, trained, raw, run_naive(batch, params, optimizer, True, size))
 
 
-@pytest.mark.parametrize("is_classifier", [False, True], ids=["regressor", "classifier"])
-@pytest.mark.parametrize(("optimizer", "num_factors"), [*((name, 5) for name in CODES), ("adam", 40)])
-def test_train_rows__any_number_of_threads_gives_the_same_bits(optimizer, num_factors, is_classifier):
+def large_problem(num_factors):
     rng = np.random.default_rng(14)
     keys = np.sort(rng.integers(0, 300, (2000, 10)).astype(np.uint32) * 10 + np.arange(10, dtype=np.uint32), 1)
     labels = rng.integers(0, 2, 2000)
@@ -151,7 +151,13 @@ def test_train_rows__any_number_of_threads_gives_the_same_bits(optimizer, num_fa
         np.arange(2001) * 10, keys.ravel(), rng.normal(size=20000), labels, rng.uniform(0.5, 2, 2000)
     )
     shapes = (1,), (3000,), (3000, num_factors)
-    params = Parameters(*(rng.normal(0, 0.1, shape).astype(np.float32) for shape in shapes))
+    return batch, Parameters(*(rng.normal(0, 0.1, shape).astype(np.float32) for shape in shapes))
+
+
+@pytest.mark.parametrize("is_classifier", [False, True], ids=["regressor", "classifier"])
+@pytest.mark.parametrize(("optimizer", "num_factors"), [*((name, 5) for name in CODES), ("adam", 40)])
+def test_train_rows__any_number_of_threads_gives_the_same_bits(optimizer, num_factors, is_classifier):
+    batch, params = large_problem(num_factors)
     the_rule = rule(optimizer, is_classifier, 100, 1.0, num_factors)
     (_, one, raw), *others = (
         run_kernel(batch, params, optimizer, the_rule, threads=threads) for threads in (1, 2, 2, 5)
@@ -161,6 +167,23 @@ def test_train_rows__any_number_of_threads_gives_the_same_bits(optimizer, num_fa
         np.testing.assert_array_equal(raw, other_raw)
         for left, right in zip(one, other, strict=True):
             np.testing.assert_array_equal(left, right)
+
+
+def test_train_rows__the_number_of_threads_may_change_between_calls():
+    batch, params = large_problem(5)
+    the_rule = rule("adam", True, 100)
+    steps, expected, _ = run_kernel(batch, params, "adam", the_rule)
+    table, order, raw = filled_table("adam", params), np.arange(2000), np.zeros(2000, np.float32)
+    rows = Rows(batch.indptr, batch.keys, batch.values, batch.labels, batch.weights)
+    scratch = scratch_for(table, 5, 100, 1000, 500, is_shared=True)
+    done = 0
+    for threads, (start, stop) in zip((5, 1, 2, 3, 1), pairwise((0, 300, 700, 1100, 1600, 2000)), strict=True):
+        done = train_rows(
+            CODES["adam"], rows, order[start:stop], the_rule, done, table, scratch, raw[start:stop], threads=threads
+        )
+    assert done == steps == 20
+    for left, right in zip(expected, parameters_in(table, 5), strict=True):
+        np.testing.assert_array_equal(left, right)
 
 
 def test_train_rows__racing_threads_make_every_mini_batch_once():
