@@ -8,12 +8,13 @@ So the worker tries, while it trains, and tries again, because machines change.
 from __future__ import annotations
 
 from collections import deque
+from statistics import median
 
-FIRST_TRIALS = 2
+FIRST_TRIALS = 3
 """Of each number of threads, in turns."""
 
-REMEMBERED = 3
-"""How many rates of each count, by the best of them: what disturbs makes slower, and nothing makes faster."""
+REMEMBERED = 5
+"""So many rates of each count, by their median."""
 
 TRIED_AGAIN = 50
 """After so many calls another number has a trial: with one that takes twice the time, all take 2 % longer."""
@@ -33,7 +34,7 @@ class Pace:
     Examples
     --------
     >>> pace = Pace(4)
-    >>> for rows_per_s in (200_000, 250_000, 100_000, 210_000, 240_000, 90_000):
+    >>> for rows_per_s in (200_000, 250_000, 100_000) * 3:
     ...     pace.took(pace.threads(), 100_000, 100_000 / rows_per_s)
     >>> pace.threads()
     2
@@ -52,10 +53,10 @@ class Pace:
         allowed = [choice for choice in self._choices if most is None or choice <= most] or self._choices[-1:]
         if self._calls < FIRST_TRIALS * len(self._choices):
             return allowed[self._calls % len(allowed)]
-        trial, is_due = divmod(self._calls, TRIED_AGAIN)
-        if not is_due:
-            return allowed[trial % len(allowed)]
-        return max(allowed, key=lambda choice: max(self._rates[choice], default=0.0))
+        best = max(allowed, key=lambda choice: median(self._rates[choice] or [0.0]))
+        trial, since = divmod(self._calls, TRIED_AGAIN)
+        others = [choice for choice in allowed if choice != best]
+        return others[trial % len(others)] if others and not since else best
 
     def took(self, threads: int, rows: int, seconds: float) -> None:
         """Remember how long it took to train so many rows in so many threads."""

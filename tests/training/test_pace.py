@@ -37,7 +37,7 @@ def test_threads__follow_a_machine_that_changes_and_seldom_try_what_is_slower():
     machine.train(pace, 5)
     assert machine.calls[-1] == 1
     machine.rates = {2: 2e6, 1: 1e6}
-    machine.train(pace, 3 * TRIED_AGAIN)
+    machine.train(pace, 4 * TRIED_AGAIN)
     assert machine.calls[-1] == 2
 
 
