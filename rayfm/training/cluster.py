@@ -136,10 +136,10 @@ def connect_unless_few(size_bytes: int | None, address: str | None = None) -> bo
     """
     if not _is_here(address):
         connect(address)
-    if size_bytes is not None and size_bytes <= BYTES_HERE and _is_here(address):
-        return True
-    connect(address)
-    return False
+    is_few = size_bytes is not None and size_bytes <= BYTES_HERE and _is_here(address)
+    if not is_few:
+        connect(address)
+    return is_few
 
 
 def _is_here(address: str | None) -> bool:

@@ -75,8 +75,8 @@ def check(
         return CheckReport((_of_file(str(uris), error),), _described([], {}, Facts(), {}, None))
     options, findings = _settle_index_base(files, options or ReadOptions())
     is_here = cluster.connect_unless_few(sum(file.size_bytes for file in files), address)
-    call_each = _one_by_one if is_here else _in_parallel
-    pieces, formats, file_findings = _cut_each(files, options, 0.5 if is_here else cluster.cluster_cpus())
+    call_each, parts = (_one_by_one, 1.0) if is_here else (_in_parallel, max(1.0, 2 * cluster.cluster_cpus()))
+    pieces, formats, file_findings = _cut_each(files, options, parts)
     rules = _Rules(feature_dim, predictor_type == "binary_classifier", options.needs_labels)
     examined = _examine_all(pieces, options, rules, call_each)
     widths = _merged(part.widths for part in examined)
@@ -116,10 +116,10 @@ def _settle_index_base(files: list[InputFile], options: ReadOptions) -> tuple[Re
 
 
 def _cut_each(
-    files: list[InputFile], options: ReadOptions, cpus: float
+    files: list[InputFile], options: ReadOptions, parts: float
 ) -> tuple[list[Piece], dict[str, int], list[Finding]]:
-    """Cut every file that can be cut; return the pieces, the number of files by format, and what is wrong."""
-    share = sum(file.size_bytes for file in files) / max(1.0, 2 * cpus)
+    """Cut what can be cut, all into about so many; return the pieces, the files by format, and what is wrong."""
+    share = sum(file.size_bytes for file in files) / parts
     target = int(min(max(share, MIN_PIECE_BYTES), MAX_PIECE_BYTES))
     pieces: list[Piece] = []
     formats: Counter[str] = Counter()

@@ -24,7 +24,7 @@ rows = Rows(
 worker.prepare(40)
 table = worker._table
 scratch = scratch_for(table, 1, 7, 21, is_shared=True)
-worker._train_rows(rows, np.arange(1000), worker._rule, 0, table, scratch, np.empty(1000, "f4"))
+worker._train_rows(rows, np.arange(1000), worker._rule, 0, table, scratch, np.empty(1000, "f4"), 1)
 print(hashlib.sha1(table.heads.tobytes()).hexdigest())
 """
 
