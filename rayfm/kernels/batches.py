@@ -64,15 +64,15 @@ class Rows(NamedTuple):
 class Scratch(NamedTuple):
     """What mini-batches are worked on with; it holds nothing between them but `marks`, unless a run has diverged.
 
-    A group is the threads that share a mini-batch. m is the most rows of one, capacity the most entries, noted_capacity
-    the most of one thread. Shapes are the least: rows take whole cache lines.
+    A group is the threads that share a mini-batch. m is the most rows of one, capacity the most entries. Shapes are the
+    least: rows take whole cache lines.
     """
 
     errors: Float32  # (groups, m)    e of each row
     sums: Float32  # (groups, m * length)    Σ V x of each row
     slots: Float32  # (threads, feature_dim), or (1, 0) for those in the table    bits of 1 + slot of a feature, or 0
     noted: NDArray[np.int64]  # (threads, threads * 8)    number of entries that a thread has for an owner
-    noted_entries: Float32  # (threads, threads * noted_capacity * 4)    those: bits of key and row, value, …
+    noted_entries: Float32  # (threads, noted * 4)    those, in an equal part for each: bits of key and row, value, …
     features: NDArray[np.uint32]  # (threads, capacity)    of an owner's slots
     row_slots: NDArray[np.int32]  # (threads, capacity)    of the entries of a row, or FIRST_SLOTS if that is less
     summed: Float32  # (threads, (FIRST_SLOTS + 1) * length)    Σ e x Σ V x of each; the last is for all other slots
@@ -84,7 +84,6 @@ class Scratch(NamedTuple):
     totals: NDArray[np.float64]  # (threads, 8)    sum of second states
     counters: NDArray[np.int64]  # (24,)
     marks: NDArray[np.uint16]  # (feature_dim,) or (0,)    of features, as rayfm.kernels.tables says
-    noted_capacity: int
 
 
 def scratch_for(
@@ -92,7 +91,7 @@ def scratch_for(
     threads: int,
     mini_batch_size: int,
     capacity: int,
-    noted_capacity: int | None = None,
+    noted: int | None = None,
     *,
     racing: bool = False,
     is_shared: bool = False,
@@ -103,21 +102,22 @@ def scratch_for(
     ----------
     capacity
         The most entries that a mini-batch has.
-    noted_capacity
-        The most that half of the rows of one have, when threads work together; `capacity` when left out.
+    noted
+        The most that one thread's rows of one have, times the threads, for whatever number of them will work together;
+        `capacity` for each when left out.
     is_shared
         Mark the features that are updated, and heed how many workers have them.
     """
     feature_dim = len(table.heads) // table.step
     groups = threads if racing else 1
-    noted_capacity = 0 if groups == threads else capacity if noted_capacity is None else noted_capacity
+    noted = 0 if groups == threads else threads * capacity if noted is None else noted
     apart = threads if racing or threads > 1 else 0
     return Scratch(
         np.zeros((groups, mini_batch_size), np.float32),
         aligned_zeros(groups, mini_batch_size * table.length),
         aligned_zeros(max(apart, 1), feature_dim if apart else 0),
         np.zeros((threads, threads * 8), np.int64),
-        aligned_zeros(threads, threads * noted_capacity * 4),
+        aligned_zeros(threads, noted * 4),
         np.zeros((threads, capacity), np.uint32),
         np.zeros((threads, capacity), np.int32),
         aligned_zeros(threads, (FIRST_SLOTS + 1) * table.length),
@@ -129,7 +129,6 @@ def scratch_for(
         np.zeros((threads, 8), np.float64),
         np.zeros(24, np.int64),
         np.zeros(feature_dim if is_shared else 0, np.uint16),
-        noted_capacity,
     )
 
 
@@ -187,6 +186,12 @@ def enter_entry(state, counts, entry, key, x):  # type: ignore[no-untyped-def]
 
 
 @part
+def noted_for_each(scratch, threads):  # type: ignore[no-untyped-def]
+    """Return how many entries a thread can note for each of so many owners."""
+    return scratch.noted_entries.shape[1] // (4 * threads)
+
+
+@part
 def note_entry(state, counts, entry, key, x):  # type: ignore[no-untyped-def]
     """Note an entry for the owner of its feature; counts are those of `enter_entry`."""
     noted, entries, capacity, threads = state
@@ -239,7 +244,7 @@ def score_rows(width, alone, apart, rows, order, begin, first, last, rule, table
     summed, heads = scratch.summed[thread], scratch.summed_heads[thread]
     slots, slot_step, slot_at = slots_of(apart, table, scratch, thread)
     places = slots, slot_step, slot_at, scratch.features[thread], row_slots, scratch.rest[thread]
-    notes = scratch.noted[thread], scratch.noted_entries[thread], scratch.noted_capacity, threads
+    notes = scratch.noted[thread], scratch.noted_entries[thread], noted_for_each(scratch, threads), threads
     scratch.noted[thread] = 0
     touched, entries = np.int64(0), np.int64(0)
     for position in range(first, last):
@@ -284,7 +289,7 @@ def sum_noted(width, table, scratch, owner, threads):  # type: ignore[no-untyped
     places = slots, step, at, scratch.features[owner], row_slots, scratch.rest[owner]
     touched, entries = np.int64(0), np.int64(0)
     for source in range(threads):
-        noted, first = scratch.noted_entries[source], owner * scratch.noted_capacity
+        noted, first = scratch.noted_entries[source], owner * noted_for_each(scratch, threads)
         last = first + scratch.noted[source, owner * 8] - 1
         for entry in range(first, last + 1):
             prefetch(slots, np.int64(np.uint32(integer(noted, 4 * min(entry + _ENTRIES_AHEAD, last)))))

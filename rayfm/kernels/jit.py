@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 import filelock
@@ -33,13 +31,14 @@ def _load_array_functions() -> None:
     It only asks whether there is a BLAS, and asks again when it compiles a call of one. That is a fifth of what a
     process needs to be ready for its first kernel.
     """
-    name = "scipy.linalg.cython_blas"
-    if name not in sys.modules:
-        sys.modules[name] = ModuleType(name)
+    with suppress(ImportError, AttributeError):  # where Numba's own files are others, it takes its time
+        linalg: Any = importlib.import_module("numba.np.linalg")
+        ask, linalg.ensure_blas = linalg.ensure_blas, lambda: None
         try:
-            importlib.import_module("numba.np.arraymath")
+            arrays: Any = importlib.import_module("numba.np.arraymath")
+            arrays.ensure_blas = ask
         finally:
-            del sys.modules[name]
+            linalg.ensure_blas = ask
 
 
 _load_array_functions()

@@ -457,7 +457,7 @@ def train_rows(
         Updates made in all, or -1 - n when the update after n updates met a loss or a squared gradient that is not
         finite.
     """
-    threads = threads or len(scratch.noted)
+    threads = len(scratch.noted) if threads is None else threads
     ends = [steps] * threads
     width, shared, table = compiled_for(table, scratch.marks)
     constants, alone = (width, Constant(code), shared), Constant(int(threads == 1))

@@ -38,7 +38,7 @@ _LOSSES = {
 """What to say when something was lost that can be had again."""
 
 BYTES_HERE = 8 * 2**20
-"""In which time a process reads as much, another starts, which takes a second; a Ray takes four."""
+"""A process reads so much in the second in which another starts; a Ray takes four to start."""
 
 SPILLING_LIMIT = 0.95
 """Ray spills nothing to a disk that is fuller."""

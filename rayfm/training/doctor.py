@@ -1,4 +1,4 @@
-"""Look through data for everything that is wrong with it, large files in parallel, and stop at nothing.
+"""Look through data for everything that is wrong with it, in parallel where there is much, and stop at nothing.
 
 Training stops at the first bad record; this reads on and counts them, so that they can be put right at once.
 """
@@ -57,7 +57,7 @@ def check(
     feature_dim, predictor_type
         The hyperparameters that the data must fit, as far as they are known.
     address
-        The Ray cluster; ``RAY_ADDRESS``, or an embedded Ray, when left out.
+        The Ray cluster; ``RAY_ADDRESS``, or an embedded Ray, when left out; none for a few MiB.
 
     Returns
     -------

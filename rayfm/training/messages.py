@@ -37,7 +37,7 @@ MIN_ROWS_OF_A_THREAD = 64
 
 
 def used_threads(values: Hyperparameters, available: int) -> int:
-    """Return in how many of the threads that it may use a worker trains."""
+    """Return in how many of the threads that it may use a worker trains at most."""
     return available if values.hogwild else min(available, max(1, values.mini_batch_size // MIN_ROWS_OF_A_THREAD))
 
 

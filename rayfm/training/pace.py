@@ -1,8 +1,9 @@
 """In how many of its threads a worker trains: as many as pay.
 
-Their number changes no bit of the model. It changes the time: threads wait for each other in every mini-batch, so that
-two are slower than one where one of their cores is busy with something else, or a virtual one is with somebody else.
-So the worker tries, while it trains, and tries again, because machines change.
+Threads that work together give the same bits, however many they are. Their number changes the time: they wait for each
+other in every mini-batch, so that two are slower than one where one of their cores is busy with something else, or a
+virtual one is with somebody else. So the worker tries, while it trains, half as many and twice as many, seldom enough
+to cost next to nothing, and often enough to follow a machine that changes.
 """
 
 from __future__ import annotations
@@ -10,21 +11,21 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
-FIRST_TRIALS = 3
-"""Of each number of threads, in turns."""
+MEASURED_S = 0.02
+"""What takes less is measured together with what follows."""
 
 REMEMBERED = 5
-"""So many rates of each count, by their median."""
+"""So many rates of each number of threads, by their median."""
 
-TRIED_AGAIN = 50
-"""After so many calls another number has a trial: with one that takes twice the time, all take 2 % longer."""
+FIRST_TRIAL, LAST_TRIAL = 2, 50
+"""After so many measures another number has a trial: after the first, and in the long run."""
 
-MIN_ROWS = 10_000
-"""What takes less time is not compared."""
+CONFIRMED = 2
+"""So often in a row a number must be faster."""
 
 
 class Pace:
-    """Chooses a number of threads.
+    """Chooses a number of threads: the most, or a half, a quarter, … of them.
 
     Parameters
     ----------
@@ -34,32 +35,57 @@ class Pace:
     Examples
     --------
     >>> pace = Pace(4)
-    >>> for rows_per_s in (200_000, 250_000, 100_000) * 3:
-    ...     pace.took(pace.threads(), 100_000, 100_000 / rows_per_s)
-    >>> pace.threads()
+    >>> for _ in range(40):
+    ...     threads = pace.threads
+    ...     pace.took(threads, 100_000, {4: 0.5, 2: 0.4, 1: 0.7}[threads])
+    >>> pace.threads
     2
     """
 
     def __init__(self, most: int) -> None:
-        self._rates: dict[int, deque[float]] = {}
-        while most:
-            self._rates[most] = deque(maxlen=REMEMBERED)
+        self.choices = [most]
+        while most > 1:
             most //= 2
-        self._choices = list(self._rates)
-        self._calls = 0
+            self.choices.append(most)
+        self._rates = {choice: deque[float](maxlen=REMEMBERED) for choice in self.choices}
+        self._chosen, self._tried = 0, 0  # places among the choices
+        self._interval, self._since, self._faster, self._is_half = FIRST_TRIAL, 0, 0, True
+        self._rows, self._seconds = 0, 0.0
 
-    def threads(self, most: int | None = None) -> int:
-        """Return in how many threads to train next, of `most` if that is less."""
-        allowed = [choice for choice in self._choices if most is None or choice <= most] or self._choices[-1:]
-        if self._calls < FIRST_TRIALS * len(self._choices):
-            return allowed[self._calls % len(allowed)]
-        best = max(allowed, key=lambda choice: median(self._rates[choice] or [0.0]))
-        trial, since = divmod(self._calls, TRIED_AGAIN)
-        others = [choice for choice in allowed if choice != best]
-        return others[trial % len(others)] if others and not since else best
+    @property
+    def threads(self) -> int:
+        """In how many threads to train next."""
+        return self.choices[self._tried]
 
     def took(self, threads: int, rows: int, seconds: float) -> None:
-        """Remember how long it took to train so many rows in so many threads."""
-        if rows >= MIN_ROWS and seconds > 0:
-            self._rates[threads].append(rows / seconds)
-            self._calls += 1
+        """Remember how long it took to train so many rows in so many threads, which are those of `threads`."""
+        self._rows, self._seconds = self._rows + rows, self._seconds + seconds
+        if self._seconds < MEASURED_S:
+            return
+        rate, self._rows, self._seconds = self._rows / self._seconds, 0, 0.0
+        self._rates[threads].append(rate)
+        if self._tried == self._chosen:
+            self._since += 1
+            if self._since >= self._interval:
+                self._begin_trial()
+        else:
+            self._judge_trial(rate)
+
+    def _begin_trial(self) -> None:
+        """Try a half and the double in turns, where there are both."""
+        places = [place for place in (self._chosen + 1, self._chosen - 1) if 0 <= place < len(self.choices)]
+        if places:
+            self._tried = places[0] if self._is_half else places[-1]
+            self._is_half = not self._is_half
+        self._since = self._faster = 0
+
+    def _judge_trial(self, rate: float) -> None:
+        is_faster = rate > median(self._rates[self.choices[self._chosen]])
+        self._faster = self._faster + 1 if is_faster else 0
+        if is_faster and self._faster < CONFIRMED:
+            return
+        if is_faster:
+            self._chosen, self._interval = self._tried, FIRST_TRIAL
+        else:
+            self._interval = min(2 * self._interval, LAST_TRIAL)
+        self._tried = self._chosen

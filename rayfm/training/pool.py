@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 Compute = Callable[[FactorizationMachine, str, SparseBatch], "pa.Table"]
 """Makes a table, whose columns do not depend on the rows, of a model, the URI of a file and rows from it."""
 
-BYTES_PER_ACTOR = 8 * 2**20
-"""An actor takes a second to start, in which another reads as much."""
+BYTES_PER_ACTOR = cluster.BYTES_HERE
+"""For the same reason."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,12 +55,12 @@ def results(
     Parameters
     ----------
     machine
-        The model; it goes into the object store once, and the actors map it.
+        The model; for actors it goes into the object store once, and they map it.
     source, rules
         The rows, and what they must fulfil. Text is read with the index base that the model was trained with,
         unless the source says another.
     compute
-        Called in the actors, with a few thousand rows at a time.
+        Called in the actors or this process, with a few thousand rows at a time.
     check
         Called while the cluster has no CPU free; what it raises ends the wait.
     address
@@ -77,13 +77,15 @@ def results(
     source, notes = source.settled(trained_base if trained_base in (0, 1) else None)
     for note in notes:
         _LOG.warning(note)
-    if cluster.connect_unless_few(source.size_bytes, address):
-        yield from (compute(machine, uri, batch) for uri, batch in source.rows(rules))
-        return
-    cluster.quiet_data_context()
-    cluster.wait_for_a_cpu(check)
+    are_few = cluster.connect_unless_few(source.size_bytes, address)
+    if not are_few:
+        cluster.quiet_data_context()
+        cluster.wait_for_a_cpu(check)
     try:
-        yield from _executed(machine, source, source.reader(rules), compute)
+        if are_few:
+            yield from (compute(machine, uri, batch) for uri, batch in source.rows(rules))
+        else:
+            yield from _executed(machine, source, source.reader(rules), compute)
     except ray.exceptions.RayError as error:
         _let_go(error)
         raise cluster.explain(error, f"scoring {source.description} failed") from error

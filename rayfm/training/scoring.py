@@ -81,7 +81,7 @@ def predict(
         Columns of the input to write beside the scores: those of Parquet files, data frames and datasets, and
         ``label``, which is the label in any format. A row's uid is written in any case.
     address
-        The Ray cluster; ``RAY_ADDRESS``, or an embedded Ray, when left out.
+        The Ray cluster; ``RAY_ADDRESS``, or an embedded Ray, when left out; none for few rows (pool.py).
 
     Raises
     ------

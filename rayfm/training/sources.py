@@ -259,9 +259,15 @@ class DatasetSource:
 
     def rows(self, rules: RowRules) -> Iterator[Rows]:
         """Fetch block by block."""
+        from ray.data.block import BlockAccessor
+
+        cluster.quiet_data_context()
         reader = self.reader(rules)
-        for reference in self.parts().to_arrow_refs():
-            yield from reader(ray.get(reference))
+        for bundle in self.parts().iter_internal_ref_bundles():
+            for block in map(ray.get, bundle.block_refs):
+                table = BlockAccessor.for_block(block).to_arrow()
+                if table.num_rows:  # one without rows may have no columns
+                    yield from reader(table)
 
 
 def as_source(
@@ -347,6 +353,7 @@ def _read_pieces(part: pa.Table, options: ReadOptions, rules: RowRules) -> Itera
 
 
 def _rows_of_pieces(pieces: Iterable[Piece], options: ReadOptions, rules: RowRules) -> Iterator[Rows]:
+    """Read pieces in their order."""
     for piece in pieces:
         for chunk in read_piece(piece, options, rules):
             yield piece.uri, chunk.batch

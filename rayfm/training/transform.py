@@ -94,7 +94,7 @@ def transform(
         Columns of Parquet files to write beside the scores; ``label``, the label, can be kept of files of any format.
         A row's uid is written in any case.
     address
-        The Ray cluster; ``RAY_ADDRESS``, or an embedded Ray, when left out.
+        The Ray cluster; ``RAY_ADDRESS``, or an embedded Ray, when left out; none for few rows (pool.py).
     watcher
         Called as rows and files are done.
 

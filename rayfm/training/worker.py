@@ -82,6 +82,13 @@ class Worker:
         self._pace = Pace(self._threads)
 
     @property
+    def _numbers_of_threads(self) -> set[int]:
+        """In how many it may come to train."""
+        while_reading = max(1, self._threads - 1)
+        chosen = [self._threads] if self.setup.hyperparameters.hogwild else self._pace.choices
+        return {while_reading, *chosen}
+
+    @property
     def _parameters(self) -> Parameters:
         return parameters_in(self._table, self._num_factors)
 
@@ -178,7 +185,7 @@ class Worker:
         label, raw = np.zeros(1, np.float32), np.zeros(1, np.float32)
         rows, table = Rows(indptr, keys, values, label, NO_WEIGHTS), self._new_table(2)
         scratch = self._new_scratch(table, Shard([], 1, 0))
-        for threads in {self._threads, 1}:  # a kernel for each: of several, and of one
+        for threads in {self._threads, min(self._numbers_of_threads)}:  # a kernel for several, and one for one
             self._train_rows(rows, np.zeros(1, np.int64), self._rule_after(0.0), 0, table, scratch, raw, threads)
         score_by_table(SparseBatch(indptr, keys, values), table, self._num_factors)
         if self.setup.world_size > 1:
@@ -206,7 +213,7 @@ class Worker:
             self._threads,
             rows,
             entries,
-            shard.most_entries(-(-rows // 2)),
+            max(threads * shard.most_entries(-(-rows // threads)) for threads in self._numbers_of_threads),
             racing=values.hogwild,
             is_shared=self.setup.world_size > 1,
         )
@@ -269,14 +276,15 @@ class Worker:
 
         While somebody reads, in a thread less.
         """
+        races = self.setup.hyperparameters.hogwild
         self._round_sums = self._sums_type()
         seed = (self.setup.seed, epoch, self.rank) if self.setup.hyperparameters.shuffle else None
         running: list[tuple[int, Sums]] = []
         for batch, order in self._shard.segments(start, stop, seed):
-            threads = self._pace.threads(self._threads - 1 if is_reading else self._threads)
+            threads = max(1, self._threads - 1) if is_reading else self._threads if races else self._pace.threads
             began = time.perf_counter()
             raw = self._train(batch, order, epoch, threads)
-            if not is_reading:
+            if not is_reading and not races:
                 self._pace.took(threads, len(order), time.perf_counter() - began)
             running += self._add_metrics(batch, order, raw)
         self._epoch_sums += self._round_sums
@@ -457,7 +465,6 @@ class Worker:
         from rayfm.kernels.training import train_rows
 
         racing = self.setup.hyperparameters.hogwild
-        threads = self._threads if racing else threads
         return train_rows(self._code, rows, order, rule, steps, table, scratch, raw, threads=threads, racing=racing)
 
     def _divergence(self, epoch: int, step: int) -> DivergenceError:

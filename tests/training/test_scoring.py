@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -170,6 +171,19 @@ def test_predict__takes_what_lies_in_memory(tmp_path, batch):
         assert last.get("uid") == (None if index < 2 else "599")
 
 
+@pytest.mark.parametrize("where", ["here", "in a pool"])
+def test_predict__takes_a_dataset_of_blocks_of_any_kind_also_without_rows(tmp_path, batch, where, request):
+    if where == "in a pool":
+        request.getfixturevalue("in_a_pool")
+    frame = pd.DataFrame(batch.to_scipy(FEATURE_DIM).toarray(), columns=[f"x{index}" for index in range(FEATURE_DIM)])
+    some = ray.data.from_arrow(pa.Table.from_pandas(frame[:100])).union(ray.data.from_pandas([frame[100:]]))
+    kept = some.map_batches(lambda rows: rows[:0] if len(rows) == 100 else rows, batch_format="pandas", batch_size=None)
+    predict(machine(), kept.materialize(), output=str(tmp_path / "out.jsonl"))
+    np.testing.assert_allclose(scores_in(tmp_path / "out.jsonl"), machine().predict(batch)[100:], rtol=1e-6)
+    predict(machine(), some.materialize(), output=str(tmp_path / "out.jsonl"))
+    np.testing.assert_allclose(scores_in(tmp_path / "out.jsonl"), machine().predict(batch), rtol=1e-6)
+
+
 def test_predict__reads_the_model_from_its_file_and_writes_to_standard_output(tmp_path, batch, capfdbinary):
     model = machine()
     model.save(tmp_path / "model.safetensors")
@@ -195,7 +209,10 @@ def test_predict__warns_when_it_has_to_guess_where_text_counts_from(tmp_path, ca
     assert "features are counted from 1" in caplog.text
 
 
-def test_predict__names_file_and_record_of_a_key_outside_the_model(tmp_path, in_a_pool):
+@pytest.mark.parametrize("where", ["here", "in a pool"])
+def test_predict__names_file_and_record_of_a_key_outside_the_model(tmp_path, where, request):
+    if where == "in a pool":
+        request.getfixturevalue("in_a_pool")
     (tmp_path / "in.libsvm").write_text("1 0:1\n1 3:1\n0 40:1\n")
     with pytest.raises(DataError, match=r"in\.libsvm:3: feature key 40 is outside feature_dim=40"):
         predict(machine(), tmp_path / "in.libsvm", output=str(tmp_path / "out.txt"))

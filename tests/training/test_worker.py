@@ -1,7 +1,7 @@
 """A worker by itself, without Ray: rows that come while it trains are trained on as if they had all been there."""
 
 import copy
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import numpy as np
 import pytest
@@ -88,6 +88,60 @@ def test_train_arrived__waits_for_whole_mini_batches(rows):
     parts = slices(rows.rows(0, 8), (1, 4, 5))
     assert [worker.train_arrived([part], is_last=False).num_rows for part in parts] == [0, 4, 0, 4]
     assert worker.train_arrived([], is_last=True).num_rows == 0
+
+
+class InTurns:
+    """A pace that tries all it may."""
+
+    def __init__(self, pace):
+        self.choices, self._next = pace.choices, cycle(pace.choices)
+        self.taken = []
+
+    @property
+    def threads(self):
+        return next(self._next)
+
+    def took(self, threads, rows, seconds):
+        self.taken.append((threads, rows))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "ftrl", "rowwise_adagrad"])
+def test_worker__trains_to_the_same_bits_in_any_number_of_threads(optimizer, monkeypatch):
+    """Rows are of very different lengths, mini-batches of an odd number of rows, and the last is short."""
+    monkeypatch.setattr(shard.ray, "get", lambda block: block)
+    rng = np.random.default_rng(5)
+    lengths = np.where(rng.random(2000) < 0.02, DIM, rng.integers(0, 6, 2000))
+    keys = np.concatenate([np.sort(rng.choice(DIM, length, replace=False)) for length in lengths])
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    many = SparseBatch.from_csr(indptr, keys, rng.normal(size=len(keys)), rng.integers(0, 2, 2000))
+    one, five = (new_worker(optimizer, threads, mini_batch_size=321) for threads in (1, 5))
+    five._pace = InTurns(five._pace)
+    five.prepare(DIM)
+    parts = slices(many, (7, 500, 1100))
+    for part in parts:
+        five.train_arrived([part], is_last=False)  # in four threads
+    five.train_arrived([], is_last=True)
+    for worker in (one, five):
+        worker.load({"train": parts}, DIM)
+    one.train_round(0, 0, 1)
+    for worker in (one, five):
+        for index in range(5):
+            worker.train_round(1, index, 5)
+    assert five._threads == 5 and [threads for threads, _ in five._pace.taken][:4] == [5, 2, 1, 5]
+    same_bits(five._parameters, one._parameters)
+
+
+def test_worker__that_races_does_so_in_all_threads_but_one_while_rows_are_read(rows, monkeypatch):
+    from rayfm.kernels import training
+
+    seen = []
+    monkeypatch.setattr(training, "train_rows", lambda *data, threads, racing: seen.append((threads, racing)) or 1)
+    worker = new_worker(threads=3, hogwild=True)
+    worker.prepare(DIM)
+    worker.train_arrived(slices(rows, ()), is_last=True)
+    worker.load({"train": slices(rows, ())}, DIM)
+    worker.train_round(1, 0, 1)
+    assert set(seen[-2:]) == {(2, True), (3, True)}
 
 
 def new_team(optimizer, shards, feature_dim, rounds=1, **more):
