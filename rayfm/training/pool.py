@@ -35,7 +35,7 @@ Compute = Callable[[FactorizationMachine, str, SparseBatch], "pa.Table"]
 """Makes a table, whose columns do not depend on the rows, of a model, the URI of a file and rows from it."""
 
 BYTES_PER_ACTOR = cluster.BYTES_HERE
-"""For the same reason."""
+"""An actor reads so much while another starts."""
 
 _LOG = logging.getLogger(__name__)
 
