@@ -203,7 +203,8 @@ class Hyperparameters:
     )
 
     threads: int | None = _positive(
-        "Most threads of a worker, its CPUs when left out; it finds out how many pay, unless they race.",
+        "Most threads of a worker, its CPUs when left out. As many train as pay, and at most one for 64 rows of a "
+        "mini-batch, unless they race.",
         sagemaker=False,
     )
     hogwild: bool = _row(

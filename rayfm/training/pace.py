@@ -31,20 +31,21 @@ class Pace:
     ----------
     most
         How many it may use.
+    is_free
+        Whether it may be fewer.
 
     Examples
     --------
     >>> pace = Pace(4)
     >>> for _ in range(40):
-    ...     threads = pace.threads
-    ...     pace.took(threads, 100_000, {4: 0.5, 2: 0.4, 1: 0.7}[threads])
+    ...     pace.took(100_000, {4: 0.5, 2: 0.4, 1: 0.7}[pace.threads])
     >>> pace.threads
     2
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, *, is_free: bool = True) -> None:
         self.choices = [most]
-        while most > 1:
+        while is_free and most > 1:
             most //= 2
             self.choices.append(most)
         self._rates = {choice: deque[float](maxlen=REMEMBERED) for choice in self.choices}
@@ -57,13 +58,13 @@ class Pace:
         """In how many threads to train next."""
         return self.choices[self._tried]
 
-    def took(self, threads: int, rows: int, seconds: float) -> None:
-        """Remember how long it took to train so many rows in so many threads, which are those of `threads`."""
+    def took(self, rows: int, seconds: float) -> None:
+        """Remember how long it took to train so many rows in `threads`."""
         self._rows, self._seconds = self._rows + rows, self._seconds + seconds
         if self._seconds < MEASURED_S:
             return
         rate, self._rows, self._seconds = self._rows / self._seconds, 0, 0.0
-        self._rates[threads].append(rate)
+        self._rates[self.threads].append(rate)
         if self._tried == self._chosen:
             self._since += 1
             if self._since >= self._interval:
@@ -80,12 +81,9 @@ class Pace:
         self._since = self._faster = 0
 
     def _judge_trial(self, rate: float) -> None:
-        is_faster = rate > median(self._rates[self.choices[self._chosen]])
-        self._faster = self._faster + 1 if is_faster else 0
-        if is_faster and self._faster < CONFIRMED:
+        if rate <= median(self._rates[self.choices[self._chosen]]):
+            self._tried, self._interval = self._chosen, min(2 * self._interval, LAST_TRIAL)
             return
-        if is_faster:
+        self._faster += 1
+        if self._faster == CONFIRMED:
             self._chosen, self._interval = self._tried, FIRST_TRIAL
-        else:
-            self._interval = min(2 * self._interval, LAST_TRIAL)
-        self._tried = self._chosen

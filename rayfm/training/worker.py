@@ -79,14 +79,16 @@ class Worker:
         self._finished: Parameters | None = None
         self._code, self._num_factors = CODES[values.optimizer], values.num_factors
         self._threads = used_threads(values, setup.threads)
-        self._pace = Pace(self._threads)
+        self._pace = Pace(self._threads, is_free=not values.hogwild)
 
     @property
     def _numbers_of_threads(self) -> set[int]:
         """In how many it may come to train."""
-        while_reading = max(1, self._threads - 1)
-        chosen = [self._threads] if self.setup.hyperparameters.hogwild else self._pace.choices
-        return {while_reading, *chosen}
+        return {self._threads_while_reading, *self._pace.choices}
+
+    @property
+    def _threads_while_reading(self) -> int:
+        return max(1, self._threads - 1)
 
     @property
     def _parameters(self) -> Parameters:
@@ -276,16 +278,15 @@ class Worker:
 
         While somebody reads, in a thread less.
         """
-        races = self.setup.hyperparameters.hogwild
         self._round_sums = self._sums_type()
         seed = (self.setup.seed, epoch, self.rank) if self.setup.hyperparameters.shuffle else None
         running: list[tuple[int, Sums]] = []
         for batch, order in self._shard.segments(start, stop, seed):
-            threads = max(1, self._threads - 1) if is_reading else self._threads if races else self._pace.threads
+            threads = self._threads_while_reading if is_reading else self._pace.threads
             began = time.perf_counter()
             raw = self._train(batch, order, epoch, threads)
-            if not is_reading and not races:
-                self._pace.took(threads, len(order), time.perf_counter() - began)
+            if not is_reading:
+                self._pace.took(len(order), time.perf_counter() - began)
             running += self._add_metrics(batch, order, raw)
         self._epoch_sums += self._round_sums
         return self._round_sums, running

@@ -16,7 +16,7 @@ class Machine:
             seconds = rows / self.rates[pace.threads]
             self.calls.append(pace.threads)
             self.seconds += seconds
-            pace.took(pace.threads, rows, seconds)
+            pace.took(rows, seconds)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_threads__one_slow_call_of_the_best_changes_nothing():
     machine.train(pace, 10)
     while pace.threads == 1:
         machine.train(pace, 1)
-    pace.took(2, 100_000, 10.0)
+    pace.took(100_000, 10.0)
     machine.train(pace, 10)
     assert machine.calls[-1] == 2
 
@@ -71,3 +71,9 @@ def test_took__short_calls_are_measured_together():
     assert set(machine.calls) == {2}
     machine.train(pace, 200, rows)
     assert machine.calls[-1] == 1
+
+
+def test_threads__that_are_not_free_stay_what_they_are():
+    pace, machine = Pace(4, is_free=False), Machine({4: 1e6})
+    machine.train(pace, 2 * LAST_TRIAL)
+    assert pace.choices == [4] and set(machine.calls) == {4}

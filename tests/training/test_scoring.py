@@ -73,6 +73,13 @@ def write_parts(folder, batch, count, write=parquet.write, suffix=".parquet", **
     return str(folder)
 
 
+@pytest.fixture(params=["here", "in a pool"])
+def either_way(request):
+    """Score in this process, and as many rows are scored."""
+    if request.param == "in a pool":
+        request.getfixturevalue("in_a_pool")
+
+
 @pytest.fixture(scope="module")
 def batch():
     return make_rows()
@@ -171,10 +178,7 @@ def test_predict__takes_what_lies_in_memory(tmp_path, batch):
         assert last.get("uid") == (None if index < 2 else "599")
 
 
-@pytest.mark.parametrize("where", ["here", "in a pool"])
-def test_predict__takes_a_dataset_of_blocks_of_any_kind_also_without_rows(tmp_path, batch, where, request):
-    if where == "in a pool":
-        request.getfixturevalue("in_a_pool")
+def test_predict__takes_a_dataset_of_blocks_of_any_kind_also_without_rows(tmp_path, batch, either_way):
     frame = pd.DataFrame(batch.to_scipy(FEATURE_DIM).toarray(), columns=[f"x{index}" for index in range(FEATURE_DIM)])
     some = ray.data.from_arrow(pa.Table.from_pandas(frame[:100])).union(ray.data.from_pandas([frame[100:]]))
     kept = some.map_batches(lambda rows: rows[:0] if len(rows) == 100 else rows, batch_format="pandas", batch_size=None)
@@ -209,10 +213,7 @@ def test_predict__warns_when_it_has_to_guess_where_text_counts_from(tmp_path, ca
     assert "features are counted from 1" in caplog.text
 
 
-@pytest.mark.parametrize("where", ["here", "in a pool"])
-def test_predict__names_file_and_record_of_a_key_outside_the_model(tmp_path, where, request):
-    if where == "in a pool":
-        request.getfixturevalue("in_a_pool")
+def test_predict__names_file_and_record_of_a_key_outside_the_model(tmp_path, either_way):
     (tmp_path / "in.libsvm").write_text("1 0:1\n1 3:1\n0 40:1\n")
     with pytest.raises(DataError, match=r"in\.libsvm:3: feature key 40 is outside feature_dim=40"):
         predict(machine(), tmp_path / "in.libsvm", output=str(tmp_path / "out.txt"))
