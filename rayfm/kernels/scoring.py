@@ -32,7 +32,7 @@ from rayfm.kernels.vectors import (
 
 
 @part
-def pass_by(state, counts, entry, key, x):  # type: ignore[no-untyped-def]
+def pass_by(state, counts, entry, key, x, coming):  # type: ignore[no-untyped-def]
     """Do nothing with an entry."""
     return counts
 
@@ -58,8 +58,8 @@ def raw_score(  # type: ignore[no-untyped-def]
     sums, at
         From ``sums[at]`` on, it receives Σ_i V_if x_i, and zeros up to a multiple of the width.
     visit, state
-        ``visit(state, counts, entry, key, x)`` returns new counts. What it does with an entry costs little here, where
-        the processor waits for memory.
+        ``visit(state, counts, entry, key, x, coming)`` returns new counts; `coming` is the feature whose parameters are
+        fetched meanwhile. What it does with an entry costs little here, where the processor waits for memory.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def raw_score(  # type: ignore[no-untyped-def]
             vx = load_first(rows, j * step + begin, k, width) * x
         sum_ += vx
         squares = fused(vx, vx, squares)
-        counts = visit(state, counts, entry, key, x)
+        counts = visit(state, counts, entry, key, x, coming)
     store(sums, at, sum_)
     pairs, own = total(sum_ * sum_), total(squares)
     for offset in range(value_of(width), k, value_of(width)):

@@ -184,6 +184,8 @@ def update(width, code, shared, apart, rule, lr, touched, table, scratch, thread
         coming = np.int64(item(features, min(slot + _UPDATES_AHEAD, touched - 1)))
         for offset in range(0, step, 16):
             prefetch(table.heads, coming * step + offset)
+        if apart:
+            prefetch(slots, coming)
         if value_of(shared):
             prefetch(scratch.marks, coming)
         j = np.int64(item(features, slot))
@@ -246,7 +248,7 @@ def train_together(width, code, shared, alone, rows, order, rule, steps, table, 
         end = min(begin + size, len(order))
         first, last = begin + (end - begin) * thread // threads, begin + (end - begin) * (thread + 1) // threads
         touched, entries = score_rows(
-            width, alone, not value_of(alone), rows, order, begin, first, last, rule, table, scratch, thread, 0,
+            width, alone, False, rows, order, begin, first, last, rule, table, scratch, thread, 0,
             threads, raw,
         )  # fmt: skip
         meet(scratch.counters, _MET, threads)
@@ -256,11 +258,9 @@ def train_together(width, code, shared, alone, rows, order, rule, steps, table, 
         steps += 1
         lr = rates(code, rule, steps)
         if not value_of(alone):
-            touched, entries = sum_noted(width, table, scratch, thread, threads)
+            touched, entries = sum_noted(width, end - begin, table, scratch, thread, threads)
         sort_rest(touched, entries, scratch, thread)
-        squares = np.float64(
-            update(width, code, shared, not value_of(alone), rule, lr, touched, table, scratch, thread, 0)
-        )
+        squares = np.float64(update(width, code, shared, False, rule, lr, touched, table, scratch, thread, 0))
         if thread == 0:
             squares += update_bias(code, rule, lr[0], errors, end - begin, table)
         totals[thread, 0] = squares
@@ -318,6 +318,8 @@ def train_row_by_row(width, code, shared, rows, order, rule, steps, table, scrat
         for entry in range(item(rows.indptr, after), item(rows.indptr, after + 1), 16):
             prefetch(keys, entry)
             prefetch(values, entry)
+        prefetch(rows.labels, after)
+        prefetch(rows.indptr, item(order, min(position + 4 * threads, last_position)))
         score, _ = raw_score(
             width, start, stop, ahead, keys, values, table.bias[0], table.heads, step, table.heads, step, HEAD, length,
             sums, 0, pass_by, 0, 0,
@@ -458,6 +460,7 @@ def train_rows(
         finite.
     """
     threads = len(scratch.noted) if threads is None else threads
+    racing = racing and threads > 1
     ends = [steps] * threads
     width, shared, table = compiled_for(table, scratch.marks)
     constants, alone = (width, Constant(code), shared), Constant(int(threads == 1))
