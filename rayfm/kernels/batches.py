@@ -30,6 +30,7 @@ from rayfm.kernels.vectors import (
     item,
     load,
     prefetch,
+    prefetch_to_write,
     put,
     put_integer,
     store,
@@ -315,7 +316,7 @@ def sum_noted(width, rows, table, scratch, owner, threads):  # type: ignore[no-u
             error, sum_ = item(errors, number), load(sums, number * length, width)
             for entry in range(start, stop):
                 coming = np.int64(np.uint32(integer(noted, 2 * min(entry + _ENTRIES_AHEAD, last))))
-                prefetch(slots, coming * step + at)
+                prefetch_to_write(slots, coming * step + at)
                 key, x = np.uint32(integer(noted, 2 * entry)), item(noted, 2 * entry + 1)
                 touched, entries, _, _ = enter_entry(places, (touched, entries, start, number), entry, key, x, coming)
                 place = np.int64(item(row_slots, entry - start))

@@ -47,6 +47,7 @@ from rayfm.kernels.vectors import (
     item,
     load,
     prefetch,
+    prefetch_to_write,
     put,
     put_integer,
     store,
@@ -183,7 +184,7 @@ def update(width, code, shared, apart, rule, lr, touched, table, scratch, thread
     for slot in range(touched):
         coming = np.int64(item(features, min(slot + _UPDATES_AHEAD, touched - 1)))
         for offset in range(0, step, 16):
-            prefetch(table.heads, coming * step + offset)
+            prefetch_to_write(table.heads, coming * step + offset)
         if apart:
             prefetch(slots, coming)
         if value_of(shared):
@@ -335,7 +336,7 @@ def train_row_by_row(width, code, shared, rows, order, rule, steps, table, scrat
         for entry in range(start, stop):
             coming = np.int64(item(keys, entry + distance))
             for offset in range(length, step - 4, 16):  # the states to their last; what is before, scoring has fetched
-                prefetch(table.factors, coming * step + min(offset + 15, step - 5))
+                prefetch_to_write(table.factors, coming * step + min(offset + 15, step - 5))
             j, x = np.int64(item(keys, entry)), item(values, entry)
             ex = error * x
             for offset in range(value_of(width), length, value_of(width)):

@@ -445,18 +445,28 @@ def where_zero(typingctx, x, chosen, other):  # type: ignore[no-untyped-def]
     return x(x, x, x), codegen
 
 
-@intrinsic
-def prefetch(typingctx, array, index):  # type: ignore[no-untyped-def]
-    """Ask for the cache line of ``array[index]``, of an array of any type, which need not exist."""
+def _prefetch(array: Any, to_write: bool) -> Any:
     if not (isinstance(array, types.Array) and array.ndim == 1):
         return None
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
         pointer = _pointer(context, builder, sig.args[0], args[0], args[1], ir.IntType(8))
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, _INT32(0), _INT32(3), _INT32(1))
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, _INT32(int(to_write)), _INT32(3), _INT32(1))
         return context.get_dummy_value()
 
     return types.void(array, types.int64), codegen
+
+
+@intrinsic
+def prefetch(typingctx, array, index):  # type: ignore[no-untyped-def]
+    """Ask for the cache line of ``array[index]``, of an array of any type, which need not exist."""
+    return _prefetch(array, to_write=False)
+
+
+@intrinsic
+def prefetch_to_write(typingctx, array, index):  # type: ignore[no-untyped-def]
+    """Do what `prefetch` does, and have the line taken from the other processors too."""
+    return _prefetch(array, to_write=True)
 
 
 def _arithmetic(operation: Callable[[Any, Any], Any], instruction: str) -> None:
