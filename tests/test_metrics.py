@@ -20,6 +20,7 @@ from sklearn.metrics import (
 from rayfm.errors import DataError, HyperparameterError
 from rayfm.metrics import (
     METRICS,
+    ROWS_AT_ONCE,
     ClassificationSums,
     RankingCounts,
     RegressionSums,
@@ -28,13 +29,13 @@ from rayfm.metrics import (
 )
 
 
-@pytest.fixture
-def rows():
-    """Raw scores with ties, labels of both classes and weights of 400 rows."""
+@pytest.fixture(params=[400, 2 * ROWS_AT_ONCE + 400])
+def rows(request):
+    """Raw scores with ties, labels of both classes and weights: few, and more than are taken at once."""
     rng = np.random.default_rng(7)
-    raw = np.round(rng.normal(0, 2, 400), 1).astype(np.float32)
-    labels = (rng.random(400) < 1 / (1 + np.exp(-raw))).astype(np.float32)
-    return raw, labels, rng.random(400).astype(np.float32) + 0.1
+    raw = np.round(rng.normal(0, 2, request.param), 1).astype(np.float32)
+    labels = (rng.random(len(raw)) < 1 / (1 + np.exp(-raw))).astype(np.float32)
+    return raw, labels, rng.random(len(raw)).astype(np.float32) + 0.1
 
 
 def pieces(columns, cuts):
