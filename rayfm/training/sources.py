@@ -147,19 +147,21 @@ class FilesSource:
 
     def parts(self) -> Dataset:
         """Cut the files into byte ranges; a part is a table of `Piece`."""
-        return ray.data.from_arrow(self._part_tables())
+        return ray.data.from_arrow([_piece_table(pieces) for pieces in self._planned()])
 
-    def _part_tables(self) -> list[pa.Table]:
-        return [_piece_table(pieces) for pieces in plan(self._listed(), self.options) or [[]]]
+    def _planned(self) -> list[list[Piece]]:
+        return plan(self._listed(), self.options) or [[]]
 
     def reader(self, rules: RowRules) -> Reader:
         """Read the pieces, each by itself."""
         return partial(_read_pieces, options=self.options, rules=rules)
 
     def read(self, rules: RowRules, reading: Reading) -> tuple[Any, Iterable[Block]]:
-        """Read the files in byte ranges: by tasks on a single machine, else by Ray Data."""
+        """Read the files in byte ranges: here or by tasks on a single machine, else by Ray Data."""
         if cluster.is_one_machine():
-            return None, blocks.by_tasks(self._part_tables(), self.reader(rules), reading)
+            planned = self._planned()
+            size_bytes = sum(piece.size_bytes for pieces in planned for piece in pieces)
+            return None, blocks.by_tasks([*map(_piece_table, planned)], size_bytes, self.reader(rules), reading)
         cluster.quiet_data_context()
         return blocks.by_ray_data(self.parts(), self.reader(rules))
 

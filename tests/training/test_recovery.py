@@ -135,8 +135,9 @@ def test_train__survives_the_loss_of_a_lone_worker_while_it_reads(tmp_path):
     assert len(killer.of("restart")) == 1
 
 
-def test_train__survives_the_loss_of_a_task_that_reads(tmp_path):
+def test_train__survives_the_loss_of_a_task_that_reads(tmp_path, monkeypatch):
     """No row is lost, and none comes twice."""
+    monkeypatch.setattr("rayfm.training.blocks.WHILE_STARTING_BYTES", 0)
     path, killed = tmp_path / "rows.libsvm", []
     path.write_text("".join(f"{i % 5} {i % 7}:1 {7 + i % 3}:1\n" for i in range(1000)) * 400)
 

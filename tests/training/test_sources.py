@@ -50,18 +50,25 @@ def assert_same(one, other):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
-@pytest.mark.parametrize("module", [recordio, libsvm])
-def test_read__one_file_in_many_byte_ranges_is_the_file_in_order(tmp_path, monkeypatch, module):
+@pytest.fixture(params=["here", "tasks"])
+def small_pieces(request, monkeypatch):
+    """Cut files into small pieces, and read them in this process or in tasks."""
     monkeypatch.setattr(sources, "MAX_PIECE_BYTES", 2000)
     monkeypatch.setattr(sources, "MIN_PIECE_BYTES", 100)
+    if request.param == "tasks":
+        monkeypatch.setattr("rayfm.training.blocks.WHILE_STARTING_BYTES", 0)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("module", [recordio, libsvm])
+def test_read__one_file_in_many_byte_ranges_is_the_file_in_order(tmp_path, module):
     blocks, batch = channel(write(tmp_path / "rows", rows(), module), index_base=0)
     assert len(blocks.dealt) > 5
     assert_same(batch, rows())
 
 
-def test_read__a_bad_record_in_a_later_range_has_its_number_in_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_PIECE_BYTES", 2000)
-    monkeypatch.setattr(sources, "MIN_PIECE_BYTES", 100)
+@pytest.mark.usefixtures("small_pieces")
+def test_read__a_bad_record_in_a_later_range_has_its_number_in_the_file(tmp_path):
     batch = rows()
     batch.values[batch.indptr[400]] = np.nan
     for module in (recordio, libsvm):
@@ -116,9 +123,8 @@ def test_read__says_what_is_wrong_with_matrices(data, labels, message):
         read(as_source(data, labels, None, None, "train"), RowRules())
 
 
+@pytest.mark.usefixtures("small_pieces")
 def test_read__by_ray_data_is_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_PIECE_BYTES", 2000)
-    monkeypatch.setattr(sources, "MIN_PIECE_BYTES", 100)
     path = write(tmp_path / "rows", rows(), feature_dim=40)
     by_tasks, batch = channel(path)
     monkeypatch.setattr(cluster, "is_one_machine", lambda: False)  # Ray Data spreads files over several
@@ -131,9 +137,8 @@ def test_read__by_ray_data_is_the_same(tmp_path, monkeypatch):
     assert by_tasks.feature_dim == by_ray_data.feature_dim == 40
 
 
-def test_read__shows_blocks_in_order_and_can_be_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_PIECE_BYTES", 2000)
-    monkeypatch.setattr(sources, "MIN_PIECE_BYTES", 100)
+@pytest.mark.usefixtures("small_pieces")
+def test_read__shows_blocks_in_order_and_can_be_ended(tmp_path):
     path = write(tmp_path / "rows", rows())
     seen = []
     blocks = read(as_source(path), RowRules(), reading=Reading(seen=seen.append))
