@@ -40,7 +40,7 @@ def check_memory(values: Hyperparameters, world_size: int, feature_dim: int) -> 
     """
     needed = size_bytes(CODES[values.optimizer], feature_dim, values.num_factors)
     threads = used_threads(values, values.threads or 1)
-    if threads > 1 and values.mini_batch_size > 1:
+    if values.hogwild and threads > 1 and values.mini_batch_size > 1:
         needed += 4 * feature_dim * threads  # their slots
     exchanged = 4 * feature_dim * (values.num_factors + 1) * (1 if values.optimizer == "adam" else 2)
     if world_size == 1:
