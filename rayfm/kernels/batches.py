@@ -231,12 +231,18 @@ def add_row(width, start, stop, number, error, values, row_slots, sums, summed, 
         ex, exx = products(error, item(values, entry))
         store(summed, place * length, fused(sum_, ex, load(summed, place * length, width)))
         add_head(heads, place, ex, exx)
+    add_further(width, start, stop, number, error, values, 1, 0, row_slots, sums, summed, length)
+
+
+@part
+def add_further(width, start, stop, number, error, values, step, at, row_slots, sums, summed, length):  # type: ignore[no-untyped-def]
+    """Add those factors of a row's entries that are behind the first vector; x is ``values[entry * step + at]``."""
     for offset in range(value_of(width), length, value_of(width)):
         sum_ = load(sums, number * length + offset, width)
         for entry in range(start, stop):
-            at = np.int64(item(row_slots, entry - start)) * length + offset
-            ex, _ = products(error, item(values, entry))
-            store(summed, at, fused(sum_, ex, load(summed, at, width)))
+            place = np.int64(item(row_slots, entry - start)) * length + offset
+            ex, _ = products(error, item(values, entry * step + at))
+            store(summed, place, fused(sum_, ex, load(summed, place, width)))
 
 
 @part
@@ -289,12 +295,9 @@ def score_rows(width, alone, apart, rows, order, begin, first, last, rule, table
         if value_of(alone):
             add_row(width, start, stop, number, error, values, row_slots, sums, summed, heads, length)
         else:
+            end = (position - first) * threads
             for owner in range(threads):
-                put(
-                    scratch.noted_ends[thread],
-                    (position - first) * threads + owner,
-                    item(scratch.noted[thread], owner * 8),
-                )
+                put(scratch.noted_ends[thread], end + owner, item(scratch.noted[thread], owner * 8))
     return touched, entries
 
 
@@ -323,12 +326,7 @@ def sum_noted(width, rows, table, scratch, owner, threads):  # type: ignore[no-u
                 ex, exx = products(error, x)
                 store(summed, place * length, fused(sum_, ex, load(summed, place * length, width)))
                 add_head(heads, place, ex, exx)
-            for offset in range(value_of(width), length, value_of(width)):
-                sum_ = load(sums, number * length + offset, width)
-                for entry in range(start, stop):
-                    begin = np.int64(item(row_slots, entry - start)) * length + offset
-                    ex, _ = products(error, item(noted, 2 * entry + 1))
-                    store(summed, begin, fused(sum_, ex, load(summed, begin, width)))
+            add_further(width, start, stop, number, error, noted, 2, 1, row_slots, sums, summed, length)
             start = stop
     return touched, entries
 
